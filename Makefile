@@ -1,0 +1,30 @@
+# One script per verb; CI runs the same ones. `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_OUTPUT ?= demo-output
+
+.PHONY: setup demo test check format bench wheel docs
+
+setup:
+	@PYTHON=$(PYTHON) scripts/setup
+
+demo: setup
+	$(BIN)/pipeline demo --output $(DEMO_OUTPUT)
+
+test: setup
+	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+wheel: setup
+	$(BIN)/uv build --wheel --python $(BIN)/python --out-dir dist
