@@ -1,0 +1,1 @@
+"""Train box-supervised instance segmentation with pseudo depth, on detectron2's structures."""

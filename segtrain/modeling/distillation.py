@@ -1,0 +1,247 @@
+"""Self-distillation: an averaged teacher, and which of its masks may teach which box.
+
+Shape legend: I student masks, G boxes of an image, J teacher predictions, H×W the mask grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou, generalized_box_iou
+
+from segtrain.modeling.aligned_bilinear import aligned_bilinear_matrix
+from segtrain.modeling.box_bitmasks import draw_extents
+from segtrain.modeling.process_group import joint_normaliser
+from segtrain.modeling.projection_loss import dice_distance
+
+
+@dataclass(kw_only=True)
+class DistillationSettings:
+    """How teacher masks are matched to boxes. Source: arXiv 2403.01214, Eq. 7 to 11.
+
+    Attributes:
+        loss_weight: λ_dice of the reliable dice loss.
+        momentum: of the teacher's moving average.
+        depth_matching: whether the depth matching score takes part.
+        box_affinity: "iou", or "giou".
+        alpha: weight of the box affinity.
+        beta: weight of the depth matching score at the first iteration.
+        beta_decays: β(t) = beta · (1 − t / total_iterations); constant otherwise.
+        total_iterations: T, iterations of the schedule.
+        score_threshold: least matching score of a mask that teaches.
+    """
+
+    loss_weight: float = 4.0
+    momentum: float = 0.999
+    depth_matching: bool = True
+    box_affinity: Literal["iou", "giou"] = "iou"
+    alpha: float = 0.8
+    beta: float = 0.2
+    beta_decays: bool = True
+    total_iterations: int = 90_000
+    score_threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1 or not 0 <= self.beta <= 1 or self.alpha + self.beta > 1 + 1e-9:
+            raise ValueError(
+                f"alpha ({self.alpha}) and beta ({self.beta}) must be at least 0 with a sum of at "
+                "most 1; lower one of them"
+            )
+        if self.total_iterations < 1:
+            raise ValueError(f"total_iterations must be at least 1, got {self.total_iterations}")
+
+    def beta_at(self, iteration: int) -> float:
+        """β(t), 0 without depth matching."""
+        if not self.depth_matching:
+            return 0.0
+        if not self.beta_decays:
+            return self.beta
+        return self.beta * max(1.0 - iteration / self.total_iterations, 0.0)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float = 0.999) -> None:
+    """Move the teacher's parameters and buffers towards the student's, in place.
+
+    teacher ← momentum · teacher + (1 − momentum) · student; whole-number buffers are copied.
+
+    Raises:
+        ValueError: the two have different entries.
+    """
+    student_state = student.state_dict()
+    teacher_state = teacher.state_dict()
+    if student_state.keys() != teacher_state.keys():
+        different = sorted(student_state.keys() ^ teacher_state.keys())
+        raise ValueError(
+            f"teacher and student differ in {different[:5]}; build both from one config"
+        )
+    floats = [k for k, v in teacher_state.items() if v.is_floating_point()]
+    torch._foreach_lerp_(
+        [teacher_state[k] for k in floats],
+        [student_state[k].to(teacher_state[k].dtype) for k in floats],
+        1.0 - momentum,
+    )
+    for key, value in teacher_state.items():
+        if not value.is_floating_point():
+            value.copy_(student_state[key])
+
+
+def box_affinity(
+    boxes_G4: torch.Tensor, predicted_J4: torch.Tensor, kind: Literal["iou", "giou"] = "iou"
+) -> torch.Tensor:
+    """Affinity of boxes and predictions, (G, J); Eq. 7. GIoU may be negative."""
+    return (
+        box_iou(boxes_G4, predicted_J4)
+        if kind == "iou"
+        else generalized_box_iou(boxes_G4, predicted_J4)
+    )
+
+
+def depth_matching_scores(
+    masks_JHW: torch.Tensor, edges_8HW: torch.Tensor, extents_G4: torch.Tensor
+) -> torch.Tensor:
+    """Share of depth-consistent pairs under a mask inside a box.
+
+    S_ij = Σ_p,k b_i m_j 1[S_pk ≥ τ] / max(Σ_p,k b_i m_j, 1). Source: Eq. 8 of arXiv 2403.01214.
+
+    Args:
+        masks_JHW: teacher masks as probabilities.
+        edges_8HW: bool, the consistency map that the loss uses.
+        extents_G4: filled cells of the boxes.
+
+    Returns:
+        (G, J) in [0, 1].
+    """
+    boxes = draw_extents(extents_G4, tuple(masks_JHW.shape[1:])).flatten(1).to(masks_JHW.dtype)
+    masks = masks_JHW.flatten(1)
+    consistent = edges_8HW.sum(0).flatten().to(masks_JHW.dtype)
+    numerator = (boxes * consistent) @ masks.T
+    denominator = 8.0 * (boxes @ masks.T)
+    return numerator / denominator.clamp(min=1.0)
+
+
+@dataclass(frozen=True)
+class BoxMatch:
+    """One-to-one assignment: prediction per box (−1 = none) and its matching score (0 = none)."""
+
+    predictions: torch.Tensor  # (G,) int64
+    scores: torch.Tensor  # (G,) float
+
+
+def match_predictions(
+    affinity_GJ: torch.Tensor,
+    depth_scores_GJ: torch.Tensor,
+    prediction_scores_J: torch.Tensor,
+    box_classes_G: torch.Tensor,
+    predicted_classes_J: torch.Tensor,
+    *,
+    alpha: float,
+    beta: float,
+) -> BoxMatch:
+    """Assign predictions to boxes by the Hungarian algorithm.
+
+    c_ij = α · affinity + β · depth score + (1 − α − β) · prediction score, maximised in total.
+    Predictions of another class are no candidates. Source: Eq. 9 of arXiv 2403.01214.
+    """
+    num_boxes, num_predictions = affinity_GJ.shape
+    device = affinity_GJ.device
+    predictions = torch.full((num_boxes,), -1, dtype=torch.int64, device=device)
+    scores = torch.zeros(num_boxes, device=device)
+    if num_boxes == 0 or num_predictions == 0:
+        return BoxMatch(predictions, scores)
+    quality = (
+        alpha * affinity_GJ + beta * depth_scores_GJ + (1.0 - alpha - beta) * prediction_scores_J
+    )
+    is_same_class = box_classes_G[:, None] == predicted_classes_J[None]
+    # Below any real score, so that an impossible pair never displaces a possible one.
+    matrix = torch.where(is_same_class, quality, -1e3).detach().cpu().double().numpy()
+    rows, columns = linear_sum_assignment(matrix, maximize=True)
+    possible = matrix[rows, columns] > -1e2
+    rows, columns = rows[possible].astype(np.int64), columns[possible].astype(np.int64)
+    row_indices = torch.from_numpy(rows).to(device)
+    column_indices = torch.from_numpy(columns).to(device)
+    predictions[row_indices] = column_indices
+    scores[row_indices] = quality[row_indices, column_indices].to(scores.dtype)
+    return BoxMatch(predictions, scores)
+
+
+def resize_teacher_masks(
+    masks_JHW: torch.Tensor,
+    teacher_size: tuple[int, int],
+    student_size: tuple[int, int],
+    student_padded_size: tuple[int, int],
+) -> torch.Tensor:
+    """Bring soft masks from the teacher's mask grid to the student's, staying probabilities.
+
+    The way is: aligned up-sampling ×4, crop to the teacher's image, bilinear resize to the
+    student's image, zero padding, every fourth pixel from 2. Each step works on rows and columns
+    apart, so it is two small matrices and no full-resolution map is made.
+
+    Args:
+        masks_JHW: probabilities at stride 4 of the teacher's padded image.
+        teacher_size: height and width of the teacher's image in pixels.
+        student_size: the same of the student's.
+        student_padded_size: of the student's padded batch.
+
+    Returns:
+        (J, padded height / 4, padded width / 4) in [0, 1].
+    """
+    rows, columns = (
+        _axis_matrix(
+            masks_JHW.shape[1 + axis],
+            teacher_size[axis],
+            student_size[axis],
+            student_padded_size[axis],
+        ).to(masks_JHW)
+        for axis in (0, 1)
+    )
+    return torch.matmul(torch.matmul(rows, masks_JHW), columns.T)
+
+
+def _axis_matrix(cells: int, teacher: int, student: int, padded: int) -> torch.Tensor:
+    fine = aligned_bilinear_matrix(cells, 4)[:teacher]
+    resized = F.interpolate(
+        fine.T[None, :, :, None], size=(student, 1), mode="bilinear", align_corners=False
+    )[0, :, :, 0].T
+    return F.pad(resized, (0, 0, 0, padded - student))[2::4].contiguous()
+
+
+def reliable_dice_loss(
+    mask_logits_IHW: torch.Tensor,
+    box_indices_I: torch.Tensor,
+    pseudo_masks_GHW: torch.Tensor,
+    matching_scores_G: torch.Tensor,
+    extents_G4: torch.Tensor,
+    *,
+    threshold: float,
+) -> torch.Tensor:
+    """Dice distance of the student's masks to reliable teacher masks inside the box.
+
+    Source: Eq. 10 of arXiv 2403.01214.
+
+    Args:
+        mask_logits_IHW: student log-odds.
+        box_indices_I: box of each student mask.
+        pseudo_masks_GHW: the matched teacher mask of each box as probabilities.
+        matching_scores_G: score of each match, 0 where there is none.
+        extents_G4: filled cells of each box.
+        threshold: least score of a mask that teaches.
+
+    Returns:
+        Scalar: mean over the student masks whose box has a reliable match, graph-connected zero if
+        there is none.
+    """
+    chosen = torch.nonzero(matching_scores_G[box_indices_I] >= threshold)[:, 0]
+    normaliser = joint_normaliser(mask_logits_IHW.new_tensor(float(len(chosen))))
+    if len(chosen) == 0:
+        return mask_logits_IHW.sum() * 0.0
+    boxes = box_indices_I[chosen]
+    inside = draw_extents(extents_G4[boxes], tuple(mask_logits_IHW.shape[1:]))
+    target = pseudo_masks_GHW[boxes] * inside
+    return dice_distance(mask_logits_IHW[chosen].sigmoid(), target).sum() / normaliser
