@@ -1,0 +1,181 @@
+"""Write and read checkpoints: a file is whole or it is not there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segtrain.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"iteration_(\d{8})\.pth")
+
+
+def checkpoint_path(run_dir: Path, iteration: int) -> Path:
+    """Where the state after `iteration` finished iterations is kept."""
+    return run_dir / "checkpoints" / f"iteration_{iteration:08d}.pth"
+
+
+def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+    """(iteration, file) of a run's checkpoints, oldest first."""
+    found = []
+    for path in (run_dir / "checkpoints").glob("iteration_*.pth"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match.group(1)), path))
+    return sorted(found)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a crash leaves the old file or the new one, never a part.
+
+    Args:
+        state: tensors and plain Python values.
+        path: the file; its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints of a run."""
+    for _, path in list_checkpoints(run_dir)[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU, without running code from it.
+
+    Raises:
+        CheckpointError: no such file, or not a readable checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is no readable checkpoint: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Load a model's weights for inference; every key must fit.
+
+    Args:
+        model: changed in place.
+        path: a checkpoint of this project, or a converted one.
+
+    Returns:
+        What else the file holds, without the weights (`categories`, `iteration`, …).
+
+    Raises:
+        CheckpointError: unreadable, or keys or shapes differ from the model's.
+    """
+    state = load_state(path)
+    weights = state.get("model", state)
+    problems = _describe_differences(model, weights)
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit the config's model: {'; '.join(problems[:6])}"
+            f"{f' and {len(problems) - 6} more' if len(problems) > 6 else ''}. "
+            "Use the config that the weights were trained with"
+        )
+    model.load_state_dict(weights)
+    return (
+        {key: value for key, value in state.items() if key != "model"} if "model" in state else {}
+    )
+
+
+def initialise_weights(model: nn.Module, source: str) -> None:
+    """Start a model from weights that may fit it in part only (other classes, no depth layer).
+
+    Args:
+        model: changed in place.
+        source: a `.pth` file, or a detectron2 backbone (`.pkl` or an address of its model zoo).
+
+    Raises:
+        CheckpointError: unreadable, or nothing fits.
+    """
+    if source.endswith(".pkl") or "://" in source:
+        from detectron2.checkpoint import DetectionCheckpointer
+
+        backbone: Any = model.backbone
+        DetectionCheckpointer(backbone.bottom_up).load(source)
+        return
+    state = load_state(Path(source))
+    weights = state.get("model", state)
+    own = model.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise CheckpointError(
+            f"train.init_checkpoint={source}: none of its {len(weights)} entries fits the model"
+        )
+    model.load_state_dict(fitting, strict=False)
+    skipped = sorted(own.keys() - fitting.keys())
+    logger.info(
+        "started from %s: %d of %d entries; freshly initialised: %s",
+        source,
+        len(fitting),
+        len(own),
+        ", ".join(skipped[:8]) + (" …" if len(skipped) > 8 else "") if skipped else "none",
+    )
+
+
+def capture_random_state() -> dict[str, Any]:
+    """State of all random generators of this process, as plain values and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries draw from it
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo everything that drew random numbers since `capture_random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _describe_differences(model: nn.Module, weights: dict[str, Any]) -> list[str]:
+    own = model.state_dict()
+    problems = [f"{key} is missing" for key in sorted(own.keys() - weights.keys())]
+    problems += [f"{key} is unknown" for key in sorted(weights.keys() - own.keys())]
+    problems += [
+        f"{key} has shape {tuple(weights[key].shape)}, the model's is {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    return problems

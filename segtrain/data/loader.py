@@ -1,0 +1,128 @@
+"""Batches for training: dataset, mapper and sampler put into a torch DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.data import DatasetFromList
+from torch.utils.data import DataLoader, Dataset
+
+from segtrain.data.augmentations import AugmentationSettings
+from segtrain.data.coco_boxes import ImageRecord
+from segtrain.data.mapper import TrainingMapper
+from segtrain.data.sampler import ResumableBatchSampler, SampleRequest
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Where images and boxes lie, and what to do with bad ones.
+
+    Attributes:
+        name: short name for logs and reports.
+        train_json: COCO file to train on.
+        train_images: folder of its images.
+        test_json: COCO file to evaluate on; its masks are read by the evaluation only.
+        test_images: folder of its images.
+        num_classes: number of classes of the model; must equal the file's.
+        use_masks: let annotated masks supervise training (off: boxes only).
+        bad_boxes: `drop` or `refuse` boxes that are not finite, empty, inverted or outside.
+        keep_images_without_boxes: train on images without boxes as well.
+    """
+
+    name: str = "coco"
+    train_json: str = "data/coco/annotations/instances_train2017.json"
+    train_images: str = "data/coco/train2017"
+    test_json: str = "data/coco/annotations/instances_val2017.json"
+    test_images: str = "data/coco/val2017"
+    num_classes: int = 80
+    use_masks: bool = False
+    bad_boxes: str = "drop"
+    keep_images_without_boxes: bool = False
+
+
+@dataclass(kw_only=True)
+class TrainLoaderSettings:
+    """How training batches are made.
+
+    Attributes:
+        num_workers: processes that prepare samples; 0 prepares them in the training process.
+        prefetch_batches: batches that each worker prepares ahead.
+        augmentation: crop, resize, flip.
+    """
+
+    num_workers: int = 2
+    prefetch_batches: int = 2
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+
+@dataclass(kw_only=True)
+class TestLoaderSettings:
+    """How images are resized for evaluation, prediction and labelling.
+
+    Attributes:
+        short_side: pixels.
+        max_size: bound on the longer side, pixels.
+    """
+
+    short_side: int = 800
+    max_size: int = 1333
+
+
+class SampleDataset(Dataset[dict[str, Any]]):
+    """Maps sample requests to samples; records are kept serialised, shared by all workers.
+
+    Args:
+        records: images of the training set.
+        mapper: makes a sample of one image.
+    """
+
+    def __init__(self, records: list[ImageRecord], mapper: TrainingMapper) -> None:
+        self._records = DatasetFromList(records, copy=False, serialize=True)
+        self._mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, request: SampleRequest) -> dict[str, Any]:
+        return self._mapper(self._records[request.index], request.position)
+
+
+def iterate_batches(
+    records: list[ImageRecord],
+    mapper: TrainingMapper,
+    sampler: ResumableBatchSampler,
+    settings: TrainLoaderSettings,
+    *,
+    pin_memory: bool = False,
+) -> Iterator[list[dict[str, Any]]]:
+    """Endless batches, each a list of samples.
+
+    Args:
+        records: images of the training set.
+        mapper: makes a sample of one image.
+        sampler: says which images come in which order.
+        settings: workers and prefetching.
+        pin_memory: for faster copies to a GPU.
+    """
+    loader = DataLoader(
+        SampleDataset(records, mapper),
+        batch_sampler=sampler,
+        num_workers=settings.num_workers,
+        collate_fn=_keep_as_list,
+        worker_init_fn=_limit_worker_threads,
+        prefetch_factor=settings.prefetch_batches if settings.num_workers else None,
+        pin_memory=pin_memory,
+    )
+    return iter(loader)
+
+
+def _keep_as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return samples
+
+
+def _limit_worker_threads(_worker_id: int) -> None:
+    # Many workers with many threads each fight over the cores that training needs.
+    torch.set_num_threads(1)

@@ -1,0 +1,721 @@
+"""The training loop: train → train_step → forward_backward.
+
+One process per device; detectron2's launch starts several. A run is a pure function of its config:
+the order of images, their augmentations and all random numbers follow from the seed and the
+iteration, so a killed run that is started again ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from detectron2.config import instantiate
+from detectron2.utils import comm
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segtrain.checkpoints import (
+    capture_random_state,
+    checkpoint_path,
+    initialise_weights,
+    list_checkpoints,
+    load_state,
+    remove_old_checkpoints,
+    restore_random_state,
+    save_atomically,
+)
+from segtrain.data.coco_boxes import BoxDataset, read_coco_boxes
+from segtrain.data.loader import DataSettings, TrainLoaderSettings, iterate_batches
+from segtrain.data.mapper import TeacherView, TrainingMapper
+from segtrain.data.sampler import ResumableBatchSampler
+from segtrain.depth_source import DepthSettings, describe_fill_command, open_depth
+from segtrain.errors import CheckpointError, NonFiniteLossError, TrainingConfigError
+from segtrain.metrics_log import MetricsLog
+from segtrain.modeling.distillation import update_teacher
+from segtrain.optimizer import OptimizerSettings, build_optimizer, scale_learning_rate
+from segtrain.schedule import ScheduleSettings, fraction_of, learning_rate_factor
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+OnProgress = Callable[[int, int, dict[str, float]], None]
+
+# Masks that fill this share of their boxes are boxes: projection loss alone can do that.
+FULL_BOX_RATIO = 0.95
+FILL_RATIO_METRIC = "mask_box_fill"
+
+# Settings that a resumed run may change: they do not move the weights.
+_FREE_ON_RESUME = (
+    "device",
+    "checkpoint_period",
+    "keep_checkpoints",
+    "log_period",
+    "tensorboard",
+    "output_dir",
+    "init_checkpoint",
+    "machine_rank",
+    "dist_url",
+)
+_AT_LEAST_ONE = (
+    "max_iter",
+    "batch_size",
+    "accumulation",
+    "checkpoint_period",
+    "keep_checkpoints",
+    "log_period",
+    "num_processes",
+    "num_machines",
+)
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """Length, precision and bookkeeping of a run.
+
+    Attributes:
+        max_iter: optimizer steps.
+        batch_size: images per step, over all processes and accumulated parts.
+        accumulation: parts that a process splits its images of a step into, to save memory.
+        seed: of everything random.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `fp32`, `bf16` or `fp16` of the forward pass; weights stay fp32.
+        channels_last: memory format of weights and images.
+        init_checkpoint: weights to start from; None starts from the backbone's.
+        checkpoint_period: iterations between checkpoints.
+        keep_checkpoints: how many are kept.
+        log_period: iterations that one row of metrics.jsonl averages over.
+        tensorboard: write TensorBoard events.
+        output_dir: folder of the run.
+        num_processes: processes on this machine.
+        num_machines: machines.
+        machine_rank: of this machine.
+        dist_url: address of the first process; `auto` on one machine.
+        distill_from: share of the run after which the teacher teaches; None means never.
+        teacher_momentum: of the teacher's moving average.
+        teacher_short_side: short side of the teacher's view; None means the student's.
+        teacher_max_size: bound on the longer side of the teacher's view.
+    """
+
+    max_iter: int = 90_000
+    batch_size: int = 16
+    accumulation: int = 1
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    channels_last: bool = False
+    init_checkpoint: str | None = None
+    checkpoint_period: int = 2500
+    keep_checkpoints: int = 2
+    log_period: int = 20
+    tensorboard: bool = True
+    output_dir: str = "runs/default"
+    num_processes: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+    distill_from: float | None = None
+    teacher_momentum: float = 0.999
+    teacher_short_side: int | None = 800
+    teacher_max_size: int = 1333
+
+    def __post_init__(self) -> None:
+        """Check ranges and fields that depend on each other."""
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise TrainingConfigError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.precision not in _PRECISIONS:
+            raise TrainingConfigError(
+                f"train.precision={self.precision!r} is not one of {', '.join(_PRECISIONS)}"
+            )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise TrainingConfigError(f"train.device={self.device!r} is not auto, cpu or cuda")
+        if self.precision == "fp16" and self.device == "cpu":
+            raise TrainingConfigError("train.precision=fp16 needs a GPU; use bf16 on a CPU")
+        parts = self.num_processes * self.num_machines * self.accumulation
+        if self.batch_size % parts:
+            raise TrainingConfigError(
+                f"train.batch_size={self.batch_size} cannot be split into {parts} equal parts "
+                "(processes × machines × accumulation); change train.batch_size or "
+                "train.accumulation"
+            )
+        if self.distill_from is not None and not 0 <= self.distill_from <= 1:
+            raise TrainingConfigError(
+                f"train.distill_from={self.distill_from} is a share of the run, 0..1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """What a finished training did.
+
+    Attributes:
+        final_weights: file with the weights and the dataset's categories.
+        num_iterations: finished iterations of the run.
+        num_resumed: how many of them an earlier process had done.
+        seconds: of this process.
+        last_metrics: last row of metrics.jsonl.
+        dropped: annotations and images that were left out, by reason.
+    """
+
+    final_weights: str
+    num_iterations: int
+    num_resumed: int
+    num_images: int
+    num_boxes: int
+    learning_rate: float
+    seconds: float
+    last_metrics: dict[str, float]
+    dropped: dict[str, int]
+
+
+@dataclass
+class MetricsWindow:
+    """Sums of the values since the last row of metrics.jsonl."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, values: dict[str, float]) -> None:
+        """Take one iteration's values in."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def pop_means(self) -> dict[str, float]:
+        """Mean of each value, and start anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+
+SettingsType = TypeVar("SettingsType")
+
+
+def read_settings(node: Any, kind: type[SettingsType]) -> SettingsType:
+    """A node of a config as its settings dataclass, checked.
+
+    Args:
+        node: an OmegaConf node, references to other nodes allowed.
+        kind: the dataclass.
+
+    Raises:
+        TrainingConfigError: unknown field, wrong type, or a value out of range.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(node, resolve=True)
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except OmegaConfBaseException as error:
+        raise TrainingConfigError(f"{kind.__name__}: {str(error).splitlines()[0]}") from error
+    assert isinstance(settings, kind)
+    return settings
+
+
+def train_model(
+    cfg: Any, run_dir: Path, *, resume: bool, on_progress: OnProgress | None = None
+) -> TrainSummary:
+    """Train a config's model.
+
+    Args:
+        cfg: the loaded config file: model, data, dataloader, optimizer, schedule, depth, train.
+        run_dir: gets metrics.jsonl, tensorboard/, checkpoints/, config.yaml, model_final.pth.
+        resume: continue from the newest checkpoint, if there is one; False refuses a folder
+            that has checkpoints.
+        on_progress: called after each iteration with iteration, max_iter and its losses, in a
+            single-process run.
+
+    Raises:
+        TrainingConfigError: settings that contradict each other.
+        CheckpointError: the folder holds another run, or one with another trajectory.
+        DatasetError, MissingDepthError: the data cannot be used.
+        NonFiniteLossError: a loss is NaN or infinite.
+    """
+    settings = read_settings(cfg.train, TrainSettings)
+    if not resume and list_checkpoints(run_dir):
+        raise CheckpointError(
+            f"{run_dir} already holds checkpoints; resume that run, or choose another folder"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    num_processes = settings.num_processes * settings.num_machines
+    if num_processes == 1 or torch.distributed.is_initialized():
+        return Trainer(cfg, run_dir, resume=resume, on_progress=on_progress).train()
+
+    from detectron2.engine import launch
+
+    launch(
+        _train_in_process,
+        settings.num_processes,
+        num_machines=settings.num_machines,
+        machine_rank=settings.machine_rank,
+        dist_url=settings.dist_url,
+        args=(cfg, run_dir, resume),
+    )
+    return TrainSummary(**json.loads((run_dir / "train_summary.json").read_text()))
+
+
+def _train_in_process(cfg: Any, run_dir: Path, resume: bool) -> None:
+    Trainer(cfg, run_dir, resume=resume).train()
+
+
+class Trainer:
+    """One process of a training run.
+
+    Args:
+        cfg: the loaded config file.
+        run_dir: folder of the run.
+        resume: continue from the newest checkpoint.
+        on_progress: called after each iteration.
+    """
+
+    def __init__(
+        self, cfg: Any, run_dir: Path, *, resume: bool, on_progress: OnProgress | None = None
+    ) -> None:
+        self.cfg = cfg
+        self.run_dir = run_dir
+        self.on_progress = on_progress
+        self.settings = read_settings(cfg.train, TrainSettings)
+        self.schedule = read_settings(cfg.schedule, ScheduleSettings)
+        self.optimizer_settings = read_settings(cfg.optimizer, OptimizerSettings)
+        self.data_settings = read_settings(cfg.data, DataSettings)
+        self.depth_settings = read_settings(cfg.depth, DepthSettings)
+        self.loader_settings = read_settings(cfg.dataloader.train, TrainLoaderSettings)
+        self.device = choose_device(self.settings.device)
+
+        torch.manual_seed(self.settings.seed)
+        self.dataset = self._read_dataset()
+        self.model: Any = instantiate(cfg.model)
+        if self.settings.init_checkpoint:
+            initialise_weights(self.model, self.settings.init_checkpoint)
+        self.model.to(self.device)
+        if self.settings.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.learning_rate = scale_learning_rate(self.optimizer_settings, self.settings.batch_size)
+        self.optimizer = build_optimizer(self.model, self.optimizer_settings, self.learning_rate)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.settings.precision == "fp16"
+        )
+        self.teacher: Any = None
+        self.window = MetricsWindow()
+        self.iteration = 0
+        # Different processes draw different random numbers, where a backbone draws any.
+        torch.manual_seed(self.settings.seed * 1009 + comm.get_rank())
+        if resume:
+            self._load_newest_checkpoint()
+        self.num_resumed = self.iteration
+        self.forward: Any = self.model
+        if comm.get_world_size() > 1:
+            self.forward = DistributedDataParallel(
+                self.model,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                # Batches without boxes and configs without depth loss leave layers unused.
+                find_unused_parameters=True,
+            )
+
+    def train(self) -> TrainSummary:
+        """Run all remaining iterations and write the final weights."""
+        started = time.monotonic()
+        log = None
+        if comm.is_main_process():
+            OmegaConf.save(_printable(self.cfg), self.run_dir / "config.yaml")
+            log = MetricsLog(
+                self.run_dir,
+                start_iteration=self.iteration,
+                tensorboard=self.settings.tensorboard,
+            )
+            self._log_start()
+        self.model.train()
+        batches = self._iterate_batches()
+        last_metrics: dict[str, float] = {}
+        try:
+            while self.iteration < self.settings.max_iter:
+                metrics = self.train_step(batches)
+                self.window.add(metrics)
+                if self.on_progress is not None:
+                    self.on_progress(self.iteration, self.settings.max_iter, metrics)
+                is_last = self.iteration == self.settings.max_iter
+                if self.iteration % self.settings.log_period == 0 or is_last:
+                    last_metrics = self.window.pop_means()
+                    if log is not None:
+                        self._report(log, last_metrics)
+                if self.iteration % self.settings.checkpoint_period == 0 or is_last:
+                    self._save_checkpoint()
+        finally:
+            if log is not None:
+                log.close()
+        return self._finish(time.monotonic() - started, last_metrics)
+
+    def train_step(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimizer step.
+
+        Args:
+            batches: where the accumulated parts of the step come from.
+
+        Returns:
+            Losses, learning rate, seconds, and what the model measured.
+
+        Raises:
+            NonFiniteLossError: before any weight changed.
+        """
+        started = time.monotonic()
+        self._start_teacher_when_due()
+        factor = learning_rate_factor(self.iteration, self.settings.max_iter, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+        self.model.set_iteration(self.iteration)
+
+        metrics, data_seconds = self.forward_backward(batches)
+        if self.optimizer_settings.gradient_clip_norm > 0:
+            self.scaler.unscale_(self.optimizer)
+            metrics["gradient_norm"] = float(
+                nn.utils.clip_grad_norm_(
+                    self.model.parameters(), self.optimizer_settings.gradient_clip_norm
+                )
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.teacher is not None:
+            update_teacher(self.teacher, self.model, self.settings.teacher_momentum)
+        self.iteration += 1
+        metrics["learning_rate"] = self.learning_rate * factor
+        metrics["seconds"] = time.monotonic() - started
+        metrics["data_seconds"] = data_seconds
+        return metrics
+
+    def forward_backward(self, batches: Iterator[Batch]) -> tuple[dict[str, float], float]:
+        """Gradients of one step, over all accumulated parts and processes.
+
+        Returns:
+            Mean losses and statistics of this process, and the seconds spent waiting for data.
+        """
+        num_parts = self.settings.accumulation
+        metrics: dict[str, float] = {}
+        data_seconds = 0.0
+        for part in range(num_parts):
+            waiting = time.monotonic()
+            batch = next(batches)
+            data_seconds += time.monotonic() - waiting
+            is_last = part == num_parts - 1
+            with contextlib.nullcontext() if is_last else self._without_gradient_exchange():
+                with self._autocast():
+                    losses: dict[str, torch.Tensor] = self.forward(batch)
+                total = torch.stack([value.float() for value in losses.values()]).sum()
+                self._require_finite(total, losses, batch)
+                self.scaler.scale(total / num_parts).backward()  # type: ignore[no-untyped-call]
+            values = {name: value.detach() for name, value in losses.items()}
+            values["total_loss"] = total.detach()
+            values |= self.model.pop_metrics()
+            for name, value in values.items():
+                metrics[name] = metrics.get(name, 0.0) + float(value) / num_parts
+        return metrics, data_seconds
+
+    def _require_finite(
+        self, total: torch.Tensor, losses: dict[str, torch.Tensor], batch: Batch
+    ) -> None:
+        is_finite = torch.isfinite(total.detach()).float()
+        if comm.get_world_size() > 1:
+            # All processes stop together; one that raised alone would leave the others waiting.
+            torch.distributed.all_reduce(is_finite, op=torch.distributed.ReduceOp.MIN)
+        if float(is_finite) == 1.0:
+            return
+        bad = {
+            name: float(value.detach())
+            for name, value in losses.items()
+            if not bool(torch.isfinite(value.detach()).all())
+        }
+        images = ", ".join(f"{s['image_id']} ({s['file_name']})" for s in batch)
+        if not bad:
+            raise NonFiniteLossError(
+                f"iteration {self.iteration}: another process met a loss that is not finite"
+            )
+        raise NonFiniteLossError(
+            f"iteration {self.iteration}: {', '.join(f'{k} = {v}' for k, v in bad.items())}; "
+            f"images: {images}. The weights are those before this step. Lower "
+            "optimizer.learning_rate, set optimizer.gradient_clip_norm, or look at these images"
+        )
+
+    def _without_gradient_exchange(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.forward, DistributedDataParallel):
+            context: contextlib.AbstractContextManager[None] = self.forward.no_sync()
+            return context
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.settings.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=_PRECISIONS[self.settings.precision])
+
+    def _start_teacher_when_due(self) -> None:
+        start = distillation_start(self.settings)
+        if start is None or self.teacher is not None or self.iteration < start:
+            return
+        self.teacher = make_teacher(self.model)
+        self.model.attach_teacher(self.teacher)
+        logger.info("iteration %d: the teacher starts as a copy of the student", self.iteration)
+
+    def _read_dataset(self) -> BoxDataset:
+        data = self.data_settings
+        if data.bad_boxes not in ("drop", "refuse"):
+            raise TrainingConfigError(f"data.bad_boxes={data.bad_boxes!r} is not drop or refuse")
+        dataset = read_coco_boxes(
+            data.train_json,
+            data.train_images,
+            keep_masks=data.use_masks,
+            keep_images_without_boxes=data.keep_images_without_boxes,
+            bad_boxes="refuse" if data.bad_boxes == "refuse" else "drop",
+        )
+        require_num_classes(dataset, data.num_classes, data.train_json)
+        return dataset
+
+    def _iterate_batches(self) -> Iterator[Batch]:
+        settings = self.settings
+        loader_settings = self.loader_settings
+        teacher_view = None
+        start = distillation_start(settings)
+        if start is not None:
+            teacher_view = TeacherView(
+                first_position=start * settings.batch_size,
+                short_side=settings.teacher_short_side,
+                max_size=settings.teacher_max_size,
+            )
+        mapper = TrainingMapper(
+            loader_settings.augmentation,
+            seed=settings.seed,
+            depth=open_depth(self.depth_settings),
+            depth_command=describe_fill_command(
+                self.depth_settings, self.data_settings.train_json, self.data_settings.train_images
+            ),
+            teacher_view=teacher_view,
+            use_masks=self.data_settings.use_masks,
+        )
+        sampler = ResumableBatchSampler(
+            len(self.dataset.records),
+            batch_size=settings.batch_size // settings.accumulation // comm.get_world_size(),
+            seed=settings.seed,
+            start_position=self.iteration * settings.batch_size,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+        )
+        return iterate_batches(
+            self.dataset.records,
+            mapper,
+            sampler,
+            loader_settings,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _trajectory(self) -> dict[str, Any]:
+        """What a resumed run must share with the run it continues."""
+        train = asdict(self.settings)
+        for name in _FREE_ON_RESUME:
+            del train[name]
+        return {
+            "train": train,
+            "schedule": asdict(self.schedule),
+            "optimizer": asdict(self.optimizer_settings),
+            "augmentation": asdict(self.loader_settings.augmentation),
+            "data": {"num_images": len(self.dataset.records), "num_boxes": self.dataset.num_boxes},
+        }
+
+    def _save_checkpoint(self) -> None:
+        random_states = comm.gather(capture_random_state())
+        if comm.is_main_process():
+            state = {
+                "format_version": 1,
+                "model": self.model.state_dict(),
+                "teacher": None if self.teacher is None else self.teacher.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random_states": random_states,
+                "iteration": self.iteration,
+                "sample_position": self.iteration * self.settings.batch_size,
+                "metrics_window": asdict(self.window),
+                "trajectory": self._trajectory(),
+                "categories": self.dataset.categories,
+            }
+            save_atomically(state, checkpoint_path(self.run_dir, self.iteration))
+            remove_old_checkpoints(self.run_dir, self.settings.keep_checkpoints)
+        comm.synchronize()
+
+    def _load_newest_checkpoint(self) -> None:
+        found = list_checkpoints(self.run_dir)
+        if not found:
+            return
+        _, path = found[-1]
+        state = load_state(path)
+        _require_same_trajectory(state["trajectory"], self._trajectory(), path)
+        self.model.load_state_dict(state["model"])
+        if state["teacher"] is not None:
+            self.teacher = make_teacher(self.model)
+            self.teacher.load_state_dict(state["teacher"])
+            self.model.attach_teacher(self.teacher)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.window = MetricsWindow(**state["metrics_window"])
+        self.iteration = int(state["iteration"])
+        restore_random_state(state["random_states"][comm.get_rank()])
+        logger.info("resumed from %s after %d iterations", path, self.iteration)
+
+    def _log_start(self) -> None:
+        logger.info(
+            "training on %s: %d images, %d boxes, %d classes; left out: %s",
+            self.device,
+            len(self.dataset.records),
+            self.dataset.num_boxes,
+            len(self.dataset.categories),
+            self.dataset.dropped or "nothing",
+        )
+        logger.info(
+            "learning rate %g = %g for a batch of %d, scaled to a batch of %d",
+            self.learning_rate,
+            self.optimizer_settings.learning_rate,
+            self.optimizer_settings.reference_batch_size,
+            self.settings.batch_size,
+        )
+
+    def _report(self, log: MetricsLog, means: dict[str, float]) -> None:
+        if self.device.type == "cuda":
+            means["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        log.append(self.iteration, means)
+        remaining = (self.settings.max_iter - self.iteration) * means["seconds"]
+        terms = "  ".join(f"{k} {v:.3f}" for k, v in means.items() if k.startswith("loss_"))
+        logger.info(
+            "iteration %d/%d  total %.3f  %s  lr %.2g  %.2f s/it (data %.2f)  left %s",
+            self.iteration,
+            self.settings.max_iter,
+            means["total_loss"],
+            terms,
+            means["learning_rate"],
+            means["seconds"],
+            means["data_seconds"],
+            format_duration(remaining),
+        )
+        fill = means.get(FILL_RATIO_METRIC, math.nan)
+        if fill > FULL_BOX_RATIO:
+            logger.warning(
+                "masks fill %.0f%% of their boxes: they are turning into boxes; a longer warm-up "
+                "of the pairwise losses or a lower learning rate helps",
+                100 * fill,
+            )
+
+    def _finish(self, seconds: float, last_metrics: dict[str, float]) -> TrainSummary:
+        weights = self.run_dir / "model_final.pth"
+        summary = TrainSummary(
+            final_weights=str(weights),
+            num_iterations=self.iteration,
+            num_resumed=self.num_resumed,
+            num_images=len(self.dataset.records),
+            num_boxes=self.dataset.num_boxes,
+            learning_rate=self.learning_rate,
+            seconds=seconds,
+            last_metrics=last_metrics,
+            dropped=self.dataset.dropped,
+        )
+        if comm.is_main_process():
+            save_atomically(
+                {
+                    "format_version": 1,
+                    "model": self.model.state_dict(),
+                    "iteration": self.iteration,
+                    "categories": self.dataset.categories,
+                },
+                weights,
+            )
+            (self.run_dir / "train_summary.json").write_text(json.dumps(asdict(summary), indent=2))
+        comm.synchronize()
+        return summary
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A frozen copy of the student, in evaluation mode."""
+    teacher = copy.deepcopy(student)
+    teacher.eval()
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    return teacher
+
+
+def distillation_start(settings: TrainSettings) -> int | None:
+    """First iteration at which the teacher teaches; None when it never does."""
+    if settings.distill_from is None:
+        return None
+    return fraction_of(settings.distill_from, settings.max_iter)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as this process's device.
+
+    Raises:
+        TrainingConfigError: `cuda` without a GPU.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise TrainingConfigError("train.device=cuda, but there is no CUDA device; set it to cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def require_num_classes(dataset: BoxDataset, num_classes: int, source: str) -> None:
+    """Refuse a dataset that has another number of classes than the model.
+
+    Raises:
+        TrainingConfigError: the numbers differ.
+    """
+    if len(dataset.categories) != num_classes:
+        raise TrainingConfigError(
+            f"data.num_classes={num_classes}, but {source} has {len(dataset.categories)} "
+            f"categories; set data.num_classes={len(dataset.categories)}"
+        )
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _require_same_trajectory(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    changes = [
+        f"{part}.{name}: {old[part].get(name)} → {value}"
+        for part, values in new.items()
+        for name, value in values.items()
+        if old[part].get(name) != value
+    ]
+    if changes:
+        raise CheckpointError(
+            f"{path} cannot be continued: {'; '.join(changes)}. Learning rate, warm-ups and "
+            "distillation are shares of the whole run, so the past iterations would have been "
+            "others; start a new run with train.init_checkpoint, or restore the setting"
+        )
+
+
+def _printable(cfg: Any) -> Any:
+    """The config without Python objects, which YAML cannot hold."""
+    return OmegaConf.create(_to_plain(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return str(value)
