@@ -1,0 +1,161 @@
+"""`pipeline data prepare|check|synth`."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import JsonOption
+from pipeline.errors import ExitCode, UsageError
+from pipeline.output import stdout_kept_clean, to_jsonable, write_result
+from pipeline.progress import ProgressReporter
+
+app = typer.Typer(help="Prepare, check or make data sets.", no_args_is_help=True)
+
+_MAX_SHOWN_PER_KIND = 5
+
+
+@app.command("prepare")
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="coco or cityscapes.")],
+    root: Annotated[Path, typer.Argument(help="The data set as downloaded and unpacked.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where annotation files go; default ROOT/annotations.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a downloaded data set; write boxes-only annotations, masks apart for evaluation."""
+    if dataset not in ("coco", "cityscapes"):
+        raise UsageError(f"data prepare knows coco and cityscapes, got {dataset!r}")
+    if not root.is_dir():
+        raise UsageError(f"data set folder {root} does not exist")
+    target = output or root / "annotations"
+    with stdout_kept_clean():
+        if dataset == "coco":
+            from pipeline.coco_preparation import prepare_coco
+
+            splits = prepare_coco(root, target)
+        else:
+            from pipeline.cityscapes_preparation import prepare_cityscapes
+
+            with ProgressReporter("cityscapes", "images") as progress:
+                splits = prepare_cityscapes(root, target, progress=progress.update)
+    lines = []
+    for split in splits:
+        lines.append(
+            f"{split.split}: {split.num_images} images, {split.num_boxes} boxes → {split.boxes}"
+        )
+        if split.missing:
+            shown = ", ".join(split.missing[:_MAX_SHOWN_PER_KIND])
+            lines.append(f"  {len(split.missing)} image files are missing: {shown} …")
+    write_result(
+        "data prepare",
+        {"dataset": dataset, "splits": to_jsonable(splits)},
+        "\n".join(lines),
+        as_json=as_json,
+    )
+    if any(split.missing for split in splits):
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
+
+
+@app.command("check")
+def check(
+    annotations: Annotated[Path, typer.Argument(help="COCO JSON.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Image folder; without, files are not checked.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Read image headers only.")] = False,
+    all_items: Annotated[bool, typer.Option("--all", help="List every item in the text.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Count and name everything that training handles or refuses. Exit code 3 if any is refused."""
+    from pipeline.dataset_check import PROBLEM_KINDS, check_dataset
+
+    with stdout_kept_clean(), ProgressReporter("data check", "images") as progress:
+        report = check_dataset(annotations, images, decodes=not quick, progress=progress.update)
+    by_kind = collections.defaultdict(list)
+    for problem in report.problems:
+        by_kind[problem.kind].append(problem)
+    lines = [
+        f"{report.num_images} images, {report.num_boxes} boxes, {report.num_categories} categories"
+    ]
+    for kind, count in report.count_kinds().items():
+        treatment, meaning = PROBLEM_KINDS[kind]
+        lines.append(f"{treatment:8} {count:6} × {kind}: {meaning}")
+        shown = by_kind[kind] if all_items else by_kind[kind][:_MAX_SHOWN_PER_KIND]
+        for problem in shown:
+            names = {
+                "image": problem.image_id,
+                "annotation": problem.annotation_id,
+                "file": problem.file_name,
+            }
+            where = ", ".join(f"{key} {value}" for key, value in names.items() if value is not None)
+            lines.append(
+                f"           {where}: {problem.detail}" if where else f"           {problem.detail}"
+            )
+        if count > len(shown):
+            lines.append(f"           … and {count - len(shown)} more (--all lists them)")
+    lines.append(f"{report.num_refused} to correct" if report.num_refused else "nothing to correct")
+    write_result(
+        "data check",
+        {
+            "ok": report.num_refused == 0,
+            "num_images": report.num_images,
+            "num_boxes": report.num_boxes,
+            "num_categories": report.num_categories,
+            "num_refused": report.num_refused,
+            "counts": report.count_kinds(),
+            "problems": [
+                {**vars(problem), "treatment": PROBLEM_KINDS[problem.kind][0]}
+                for problem in report.problems
+            ],
+        },
+        "\n".join(lines),
+        as_json=as_json,
+    )
+    if report.num_refused:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
+
+
+@app.command("synth")
+def synth(
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    num_images: Annotated[int, typer.Option("--num-images", "--count", min=1)] = 100,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "256x256",
+    seed: Annotated[int, typer.Option(help="Same seed, same scenes.")] = 0,
+    camouflaged_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Objects textured like what is behind them.")
+    ] = 0.5,
+    as_json: JsonOption = False,
+) -> None:
+    """Make ray-cast scenes with boxes, masks (for evaluation) and true depth."""
+    from pipeline.synth import generate_dataset
+
+    height, separator, width = size.partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise UsageError(f"--size takes HEIGHTxWIDTH, for example 256x256, got {size!r}")
+    with stdout_kept_clean(), ProgressReporter("data synth", "scenes") as progress:
+        folder = generate_dataset(
+            output,
+            num_images=num_images,
+            size=(int(height), int(width)),
+            seed=seed,
+            camouflaged_share=camouflaged_share,
+            progress=progress.update,
+        )
+    write_result(
+        "data synth",
+        {
+            "output": folder,
+            "num_images": num_images,
+            "seed": seed,
+            "annotations": Path(folder) / "annotations.json",
+            "images": Path(folder) / "images",
+            "contact_sheet": Path(folder) / "contact_sheet.png",
+        },
+        f"{num_images} scenes in {folder}",
+        as_json=as_json,
+    )

@@ -1,0 +1,128 @@
+"""`pipeline depth`: stage one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.options import DryRunOption, JsonOption, SetOption
+from pipeline.errors import ExitCode, UsageError
+from pipeline.output import (
+    format_bytes,
+    format_seconds,
+    stdout_kept_clean,
+    to_jsonable,
+    write_result,
+)
+
+
+def compute_depth(
+    config_name: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Config whose images to compute.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Image folder, or folder of --coco's files.")
+    ] = None,
+    coco: Annotated[
+        Path | None, typer.Option("--coco", help="COCO JSON naming the images.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Hub id, local folder in HuggingFace format, or demo-dpt."),
+    ] = None,
+    cache: Annotated[str | None, typer.Option("--cache", help="Cache root.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Local worker processes.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
+    upstream: Annotated[
+        list[str] | None, typer.Option("--upstream", help="Cache asked before computing.")
+    ] = None,
+    allow_failures: Annotated[
+        bool, typer.Option("--allow-failures", help="Exit 0 although images failed.")
+    ] = False,
+    assignments: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute the depth of images once and keep it in a cache. The same command again resumes."""
+    from pipeline.experiment import resolve_model
+
+    with stdout_kept_clean():
+        files, settings = _gather(config_name, images, coco, assignments or [])
+        chosen_model = resolve_model(str(model or settings.get("model") or ""))
+        root = str(cache or settings.get("cache") or "")
+        if not chosen_model or not root:
+            raise UsageError("say which model and where: --model MODEL --cache ROOT")
+        options: dict[str, Any] = {
+            "revision": revision or settings.get("revision"),
+            "precision": precision or settings.get("precision"),
+            "batch_size": batch_size or settings.get("batch_size"),
+            "device": device,
+            "workers": workers,
+            "scheduler": scheduler,
+            "upstreams": tuple(upstream) if upstream else None,
+        }
+        if dry_run:
+            from depthcache.precompute import plan_depth
+
+            given = {key: value for key, value in options.items() if value is not None}
+            plan = to_jsonable(plan_depth(files, chosen_model, root, **given))
+        else:
+            from pipeline.stages import compute_depth_maps
+
+            summary = compute_depth_maps(files, chosen_model, root, **options)
+    if dry_run:
+        fields = plan if isinstance(plan, dict) else {"plan": plan}
+        text = "\n".join(f"{name}: {value}" for name, value in fields.items())
+        write_result("depth plan", {"dry_run": True, **fields}, text, as_json=as_json)
+        return
+    _write_summary(summary, as_json=as_json)
+    if summary.num_failed and not allow_failures:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
+
+
+def _gather(
+    config_name: str | None, images: Path | None, coco: Path | None, assignments: list[str]
+) -> tuple[list[Path], dict[str, Any]]:
+    """Images to compute, and the config's depth settings (empty without a config)."""
+    from pipeline.image_lists import list_coco_images, list_images, merge_image_lists
+
+    if config_name is None:
+        if assignments:
+            raise UsageError("--set changes a config, but no CONFIG is given")
+        return list_images(images, coco), {}
+    from pipeline.config import load_config, take_snapshot
+    from pipeline.experiment import SPLITS, dataset_paths
+
+    config = load_config(config_name, assignments)
+    settings = dict(take_snapshot(config).get("depth") or {})
+    if images is not None:
+        return list_images(images, coco), settings
+    paths = [dataset_paths(config, split) for split in SPLITS]
+    return merge_image_lists(
+        [list_coco_images(split.annotations, split.images) for split in paths]
+    ), settings
+
+
+def _write_summary(summary: Any, *, as_json: bool) -> None:
+    fields = to_jsonable(summary)
+    assert isinstance(fields, dict)
+    seconds = float(summary.seconds)
+    rate = summary.num_computed / seconds if seconds > 0 else 0.0
+    lines = [
+        f"{summary.num_images} images ({summary.num_unique} different): "
+        f"{summary.num_present} present, {summary.num_computed} computed, "
+        f"{summary.num_failed} failed in {format_seconds(seconds)} ({rate:.1f} images/s)",
+        f"cache: {summary.cache_url}",
+    ]
+    num_bytes = fields.get("num_bytes")
+    if isinstance(num_bytes, (int, float)):
+        lines.append(f"written: {format_bytes(num_bytes)}")
+    lines += [f"failed: {item['path']}: {item['reason']}" for item in summary.failures]
+    result = {"ok": summary.num_failed == 0, **fields}
+    write_result("depth", result, "\n".join(lines), as_json=as_json)

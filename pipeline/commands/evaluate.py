@@ -1,0 +1,36 @@
+"""`pipeline eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import ConfigArgument, JsonOption, SetOption, WeightsOption
+from pipeline.output import stdout_kept_clean, to_jsonable, write_result
+
+
+def evaluate(
+    config_name: ConfigArgument,
+    weights: WeightsOption,
+    output: Annotated[Path, typer.Option(help="Folder for results.")] = Path("output/eval"),
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Box and mask AP of a checkpoint on the config's test data."""
+    from pipeline.config import load_config
+    from pipeline.errors import UsageError
+    from pipeline.report_tables import format_ap_table
+
+    if not weights.is_file():
+        raise UsageError(f"checkpoint {weights} does not exist")
+    with stdout_kept_clean():
+        config = load_config(config_name, assignments or [])
+        from segtrain.evaluation import evaluate_model
+
+        output.mkdir(parents=True, exist_ok=True)
+        metrics = dict(evaluate_model(config, weights, output))
+    text = format_ap_table({weights.stem: metrics})
+    result = {"weights": weights, "output": output, "metrics": to_jsonable(metrics)}
+    write_result("eval", result, text, as_json=as_json)

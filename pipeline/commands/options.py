@@ -1,0 +1,33 @@
+"""Options that several commands share, so that one spelling means one thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="Config file, or a bundled one: configs/demo/full.py"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key; several may follow."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Write one JSON document to stdout; logs go to stderr.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan; do nothing.")]
+WeightsOption = Annotated[Path, typer.Option("--weights", help="Checkpoint, .pth.")]
+FingerprintOption = Annotated[
+    str | None,
+    typer.Option("--fingerprint", help="Folder name of one cache under the root, or a prefix."),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option("--token", envvar="PIPELINE_CACHE_TOKEN", help="Access token of a cache service."),
+]
+RootArgument = Annotated[
+    str, typer.Argument(metavar="ROOT", help="Cache root: folder, s3://, gs:// or http(s)://")
+]

@@ -1,0 +1,33 @@
+"""`pipeline report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import JsonOption
+from pipeline.output import stdout_kept_clean, write_result
+
+
+def write_run_report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders to compare.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Default report.html in the first run.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write report.html, one self-contained file, for one run or several side by side."""
+    from pipeline.report import load_result, write_report
+    from pipeline.report_tables import format_ap_table
+
+    with stdout_kept_clean():
+        loaded = [load_result(folder) for folder in folders]
+        results = [result for result, _ in loaded]
+        path = write_report(out or folders[0] / "report.html", results, loaded[0][1])
+    metrics = {result.name: result.metrics for result in results}
+    text = f"{format_ap_table(metrics)}\n\nreport: {path}"
+    write_result("report", {"report": path, "metrics": metrics}, text, as_json=as_json)

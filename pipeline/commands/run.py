@@ -1,0 +1,102 @@
+"""`pipeline run` and `pipeline resume`: both stages, evaluation and the report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.options import ConfigArgument, DryRunOption, JsonOption, SetOption
+from pipeline.errors import UsageError
+from pipeline.output import stdout_kept_clean, write_result
+
+STAGES = ("depth", "train", "eval", "report")
+
+
+def run(
+    config_name: ConfigArgument,
+    output: Annotated[Path | None, typer.Option(help="Run folder; default runs/<config>.")] = None,
+    assignments: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Depth, training, evaluation and report of one config. The same command again resumes."""
+    from pipeline.config import load_config
+    from pipeline.report_tables import format_ap_table
+
+    chosen = assignments or []
+    with stdout_kept_clean():
+        config = load_config(config_name, chosen)
+        folder = output or default_run_folder(config_name)
+        if dry_run:
+            plan = plan_of(config, folder, list(STAGES))
+        else:
+            from pipeline.run_config import run_config
+
+            metrics, manifest = run_config(config_name, chosen, config, folder)
+    if dry_run:
+        text = "\n".join(f"{name}: {value}" for name, value in plan.items())
+        write_result("run plan", plan, text, as_json=as_json)
+        return
+    text = f"{format_ap_table({folder.name: metrics})}\n\nreport: {folder / 'report.html'}"
+    result = {
+        "run": folder,
+        "metrics": metrics,
+        "report": folder / "report.html",
+        "stages": manifest.to_document()["stages"],
+    }
+    write_result("run", result, text, as_json=as_json)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat the command that started a run; what is done is skipped."""
+    from pipeline.cli import invoke
+    from pipeline.manifest import load_manifest
+
+    manifest = load_manifest(folder)
+    if not manifest.command:
+        raise UsageError(f"{folder} does not say which command started it")
+    words = list(manifest.command)
+    if "--output" in words:  # the folder may have been moved, or named from elsewhere
+        words[words.index("--output") + 1] = str(folder)
+    raise typer.Exit(invoke([*words, "--json"] if as_json else words))
+
+
+def default_run_folder(config_name: str) -> Path:
+    """`runs/<folder>-<name>` for `configs/<folder>/<name>.py`."""
+    path = Path(config_name)
+    parts = [path.parent.name] if path.parent.name not in ("", "configs") else []
+    return Path("runs") / "-".join([*parts, path.stem])
+
+
+def plan_of(config: Any, folder: Path, stages: list[str]) -> dict[str, Any]:
+    """What a run would do, from its config and the state of its folder."""
+    from pipeline.experiment import SPLITS, dataset_paths, depth_model
+    from pipeline.manifest import FILE_NAME, load_manifest
+
+    states = dict.fromkeys(stages, "pending")
+    if (folder / FILE_NAME).is_file():
+        recorded = load_manifest(folder).stages
+        states = {
+            stage: recorded[stage].state if stage in recorded else "pending" for stage in stages
+        }
+    datasets = {}
+    for split in SPLITS:
+        paths = dataset_paths(config, split)
+        datasets[split] = {
+            "annotations": str(paths.annotations),
+            "exists": os.path.exists(paths.annotations),  # noqa: PTH110 - never raises
+        }
+    return {
+        "dry_run": True,
+        "run": str(folder),
+        "stages": states,
+        "data": datasets,
+        "depth_model": depth_model(config),
+        "max_iter": int(config.train.max_iter),
+    }

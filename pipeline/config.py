@@ -1,0 +1,210 @@
+"""Config files and `--set`: load a LazyConfig file, apply checked overrides, take snapshots.
+
+A config file is Python and runs when it is loaded: never load one that came over the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.output import to_jsonable
+from pipeline.resources import resolve_config
+
+_ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\[\]-]*=")
+
+
+def load_config(path: str | Path, assignments: Sequence[str] = ()) -> Any:
+    """Load a LazyConfig file and apply `key=value` overrides.
+
+    Args:
+        path: config file, or the name of a bundled one.
+        assignments: `key=value` texts; later ones win.
+
+    Returns:
+        The config, an `omegaconf.DictConfig`.
+
+    Raises:
+        UsageError: no such file, the file does not load, or an override is refused.
+    """
+    file = resolve_config(path)
+    from detectron2.config import LazyConfig
+
+    try:
+        config = LazyConfig.load(str(file))
+    except Exception as error:
+        raise UsageError(f"config {file} does not load: {type(error).__name__}: {error}") from error
+    for assignment in assignments:
+        apply_assignment(config, assignment)
+    return config
+
+
+def split_assignments(arguments: Sequence[str]) -> list[str]:
+    """Rewrite `--set a=1 b=2` as `--set a=1 --set b=2`, wherever it stands.
+
+    Args:
+        arguments: command-line arguments.
+
+    Returns:
+        Arguments in which each `--set` has exactly one value.
+    """
+    rewritten: list[str] = []
+    inside_set = False
+    for argument in arguments:
+        if argument == "--set":
+            rewritten.append(argument)
+            inside_set = True
+        elif inside_set and _ASSIGNMENT.match(argument):
+            if rewritten[-1] != "--set":
+                rewritten.append("--set")
+            rewritten.append(argument)
+        else:
+            inside_set = False
+            rewritten.append(argument)
+    return rewritten
+
+
+def apply_assignment(config: Any, assignment: str) -> None:
+    """Set one existing key of a config.
+
+    Args:
+        config: an `omegaconf.DictConfig`; changed in place.
+        assignment: `key=value`; the value is read as YAML.
+
+    Raises:
+        UsageError: not of that form, no such key (with suggestions), or a value of the wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set takes key=value, got {assignment!r}")
+    if not _key_exists(config, key):
+        raise UsageError(_unknown_key_message(config, key))
+    try:
+        value = OmegaConf.from_dotlist([f"value={text}"]).get("value")
+    except Exception as error:
+        raise UsageError(f"--set {key}: cannot read the value {text!r}: {error}") from error
+    try:
+        OmegaConf.update(config, key, value, merge=OmegaConf.is_dict(value))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--set {key}: the value {text!r} is refused: {reason}") from error
+
+
+def list_keys(config: Any) -> list[str]:
+    """All keys of a config that `--set` can name, for example `train.max_iter`."""
+    return list(_walk_keys(config, ""))
+
+
+def take_snapshot(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values: classes and functions by import path.
+
+    Args:
+        config: an `omegaconf.DictConfig`.
+    """
+    from omegaconf import OmegaConf
+
+    snapshot = to_jsonable(OmegaConf.to_container(config, resolve=False))
+    if not isinstance(snapshot, dict):
+        raise UsageError(f"a config is a mapping, got {type(snapshot).__name__}")
+    return snapshot
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Name every field that differs between two snapshots.
+
+    Args:
+        old: nested mapping, before.
+        new: nested mapping, now.
+
+    Returns:
+        Dotted field name → `before → now`.
+    """
+    before, now = dict(flatten(old)), dict(flatten(new))
+    changes = {}
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key, "absent") != now.get(key, "absent"):
+            changes[key] = f"{before.get(key, 'absent')} → {now.get(key, 'absent')}"
+    return changes
+
+
+def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings with their dotted names; lists count as leaves."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _walk_keys(node: Any, prefix: str) -> Iterator[str]:
+    from omegaconf import OmegaConf
+
+    for key in node:
+        if str(key) == "_target_":
+            continue
+        name = f"{prefix}.{key}" if prefix else str(key)
+        yield name
+        child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if child is not None and OmegaConf.is_dict(child) and not child._is_none():
+            yield from _walk_keys(child, name)
+
+
+def _key_exists(config: Any, key: str) -> bool:
+    from omegaconf import OmegaConf
+
+    node = config
+    parts = [part for part in re.split(r"[.\[\]]+", key) if part]
+    for position, part in enumerate(parts):
+        is_last = position == len(parts) - 1
+        if OmegaConf.is_list(node):
+            if not part.isdigit() or int(part) >= len(node):
+                return False
+            node = node[int(part)]
+        elif OmegaConf.is_dict(node):
+            if part not in node and not OmegaConf.is_missing(node, part):
+                return is_last and _is_parameter_of_target(node, part)
+            if is_last:
+                return True
+            node = node[part]
+        else:
+            return False
+    return bool(parts)
+
+
+def _is_parameter_of_target(node: Any, name: str) -> bool:
+    """Whether `name` is an argument of the lazy call's target that the config leaves out."""
+    target = node.get("_target_") if "_target_" in node else None
+    if isinstance(target, str):
+        from detectron2.utils.registry import locate
+
+        target = locate(target)
+    if target is None or name.startswith("_"):
+        return False
+    if dataclasses.is_dataclass(target):
+        return name in {field.name for field in dataclasses.fields(target)}
+    try:
+        return name in inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _unknown_key_message(config: Any, key: str) -> str:
+    known = list_keys(config)
+    similar = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    last = key.rpartition(".")[2]
+    similar += [name for name in known if name.rpartition(".")[2] == last and name not in similar]
+    if not similar:
+        tails = {name.rpartition(".")[2]: name for name in known}
+        similar = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=3)]
+    if similar:
+        return f"--set {key}: the config has no such key; did you mean {', '.join(similar[:3])}?"
+    return f"--set {key}: the config has no such key; top-level keys: {', '.join(map(str, config))}"

@@ -1,0 +1,302 @@
+"""The run manifest: what a run is made of, what each stage did, and what is left to do.
+
+`runs/<name>/manifest.json` is replaced atomically (temporary file, fsync, rename, fsync of the
+folder) at every change of state, so a killed run leaves a manifest that says how far it came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import describe_changes
+from pipeline.errors import PipelineError, UsageError
+from pipeline.output import to_jsonable
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+STATES = ("pending", "running", "done", "failed", "interrupted")
+_RECORDED_PACKAGES = (
+    "boxdepth",
+    "torch",
+    "torchvision",
+    "transformers",
+    "detectron2",
+    "sal-detectron2",
+    "timm",
+    "zarr",
+    "numpy",
+)
+_MAX_RECORDED_FAILURES = 1000
+
+
+@dataclasses.dataclass(kw_only=True)
+class StageRecord:
+    """State of one stage of a run.
+
+    Attributes:
+        state: one of `STATES`.
+        inputs: what the stage depends on; a stage whose inputs changed runs again.
+        outputs: paths and values it made.
+        counts: how many items of which kind.
+        failures: items that failed, with a reason each (at most 1000 are kept).
+        error: message that ended it, when failed.
+        started: UTC time, ISO 8601.
+        finished: UTC time, ISO 8601.
+        process_id: the process that ran it last.
+    """
+
+    state: str = "pending"
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    failures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    error: str | None = None
+    started: str | None = None
+    finished: str | None = None
+    process_id: int | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Manifest:
+    """Contents of `manifest.json`.
+
+    Attributes:
+        folder: run folder; not written into the file.
+        command: arguments that started the run, for `resume`.
+        config: `{path, assignments, resolved}`, or empty for a run without a config.
+        environment: versions and machine.
+        fingerprints: short name → fingerprint or digest.
+        stages: stage name → record, in the order of the run.
+        created: UTC time, ISO 8601.
+        updated: UTC time, ISO 8601.
+        changes: fields that the last start found changed, `before → now`.
+    """
+
+    folder: Path
+    command: list[str] = dataclasses.field(default_factory=list)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+    stages: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
+    created: str = ""
+    updated: str = ""
+    changes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def save(self) -> None:
+        """Replace the file atomically; after return it survives a crash of the machine."""
+        self.updated = utc_now()
+        document = {"schema_version": SCHEMA_VERSION, **self.to_document()}
+        write_atomically(self.folder / FILE_NAME, json.dumps(document, indent=2) + "\n")
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain JSON values of everything but the folder."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "folder"
+        }
+        document = to_jsonable(fields)
+        assert isinstance(document, dict)
+        return document
+
+    @contextlib.contextmanager
+    def running(self, stage: str, inputs: Mapping[str, Any]) -> Iterator[StageRecord]:
+        """Run a stage: record its start, its end, and how it ended.
+
+        Args:
+            stage: stage name.
+            inputs: what the stage depends on.
+
+        Yields:
+            The record, into which the caller writes outputs, counts and failures.
+        """
+        plain_inputs = to_jsonable(dict(inputs))
+        assert isinstance(plain_inputs, dict)
+        record = self.stages.setdefault(stage, StageRecord())
+        record.state, record.inputs, record.error = "running", plain_inputs, None
+        record.started, record.finished, record.process_id = utc_now(), None, os.getpid()
+        self.save()
+        try:
+            yield record
+        except KeyboardInterrupt:
+            record.state = "interrupted"
+            raise
+        except BaseException as error:
+            record.state, record.error = "failed", str(error) or type(error).__name__
+            raise
+        else:
+            record.state = "done"
+        finally:
+            record.finished = utc_now()
+            record.failures = record.failures[:_MAX_RECORDED_FAILURES]
+            self.save()
+
+    def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether a stage finished with exactly these inputs."""
+        record = self.stages.get(stage)
+        return record is not None and record.state == "done" and not self.changed(stage, inputs)
+
+    def changed(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, str]:
+        """Inputs that differ from those of the stage's last run, named field by field."""
+        record = self.stages.get(stage)
+        if record is None or not record.inputs:
+            return {}
+        plain_inputs = to_jsonable(dict(inputs))
+        assert isinstance(plain_inputs, dict)
+        return describe_changes(record.inputs, plain_inputs)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a run's manifest.
+
+    Args:
+        folder: run folder.
+
+    Raises:
+        UsageError: the folder is no run, or a newer version of the program wrote it.
+        PipelineError: the file is not readable as a manifest.
+    """
+    path = folder / FILE_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} is not a run: it has no {FILE_NAME}") from error
+    except ValueError as error:
+        raise PipelineError(f"{path} is damaged: {error}; delete it and run again") from error
+    version = document.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            "update the program or choose another output folder"
+        )
+    try:
+        stages = {name: StageRecord(**record) for name, record in document.pop("stages").items()}
+        return Manifest(folder=folder, stages=stages, **document)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path} is not a run manifest: {error}") from error
+
+
+def open_manifest(
+    folder: Path,
+    *,
+    command: Sequence[str],
+    config: Mapping[str, Any],
+    stages: Sequence[str],
+) -> Manifest:
+    """Start a run, or take up the one that is already in the folder.
+
+    Args:
+        folder: run folder; made if absent.
+        command: arguments that `resume` repeats.
+        config: `{path, assignments, resolved}` or empty.
+        stages: names of the stages this command has, in order.
+
+    Returns:
+        The manifest, saved. Its `changes` name what differs from the run's last start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain_config = to_jsonable(dict(config))
+    assert isinstance(plain_config, dict)
+    if (folder / FILE_NAME).is_file():
+        manifest = load_manifest(folder)
+        manifest.changes = describe_changes(
+            manifest.config.get("resolved", {}), plain_config.get("resolved", {})
+        )
+    else:
+        manifest = Manifest(folder=folder, created=utc_now())
+    manifest.command = list(command)
+    manifest.config = plain_config
+    manifest.environment = describe_environment()
+    for stage in stages:
+        manifest.stages.setdefault(stage, StageRecord())
+    manifest.save()
+    return manifest
+
+
+@contextlib.contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the lock ends with the process.
+
+    Raises:
+        UsageError: another process is working in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise UsageError(
+                f"{folder} is in use by process {lock.read().strip() or '?'}; wait for it, "
+                "or choose another --output"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a live process holds the run folder."""
+    if not (folder / ".lock").is_file():
+        return False
+    with (folder / ".lock").open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    return False
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new text, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, machine and Python of this process."""
+    packages = {}
+    for name in _RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "executable": sys.executable,
+        "packages": packages,
+    }
+
+
+def utc_now() -> str:
+    """Current UTC time, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,80 @@
+"""Where the configs and the demo model lie: in the checkout, or inside the installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import UsageError
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "_resources"
+_CHECKOUT = _PACKAGE.parent
+
+
+def resource_roots() -> list[Path]:
+    """Folders that may hold `configs/` and `data/demo-dpt/`, the checkout before the wheel."""
+    roots = []
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        roots.append(_CHECKOUT)
+    if _INSTALLED.is_dir():
+        roots.append(_INSTALLED)
+    return roots
+
+
+def demo_dpt_path() -> Path:
+    """Folder of the bundled demo depth model, in HuggingFace format.
+
+    Raises:
+        UsageError: the model is neither in the checkout nor in the installed package.
+    """
+    for root in resource_roots():
+        for relative in ("data/demo-dpt", "demo-dpt"):
+            if (root / relative / "config.json").is_file():
+                return root / relative
+    raise UsageError(
+        "the demo depth model is missing: looked for data/demo-dpt/config.json under "
+        f"{[str(root) for root in resource_roots()]}; install the package again, "
+        "or train the model with data/demo-dpt/train.py"
+    )
+
+
+def resolve_config(name: str | Path) -> Path:
+    """Find a config file, in the working folder first, then among the bundled ones.
+
+    Args:
+        name: a path, or a bundled name such as `configs/demo/full.py` or `demo/full`.
+
+    Returns:
+        Absolute path of an existing file.
+
+    Raises:
+        UsageError: no such file; the message lists similar bundled configs.
+    """
+    candidate = Path(name).expanduser()
+    if candidate.is_file():
+        return candidate.resolve()
+    if not candidate.is_absolute():
+        for root in resource_roots():
+            for relative in (candidate, Path("configs") / candidate):
+                for path in (root / relative, (root / relative).with_suffix(".py")):
+                    if path.is_file():
+                        return path
+    import difflib
+
+    known = bundled_configs()
+    similar = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5) or known[:8]
+    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+    raise UsageError(f"no config file {str(name)!r} here or among the bundled configs{hint}")
+
+
+def bundled_configs() -> list[str]:
+    """Names of the bundled configs, for example `configs/demo/full.py`."""
+    for root in resource_roots():
+        names = sorted(
+            path.relative_to(root).as_posix()
+            for path in (root / "configs").rglob("*.py")
+            if not path.name.startswith("_")
+        )
+        if names:
+            return names
+    return []

@@ -1,0 +1,125 @@
+"""The command line: exit codes, documents, allocator restart, start-up cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.cli import invoke
+from pipeline.errors import (
+    ExitCode,
+    FailedItemsError,
+    IntegrityError,
+    PipelineError,
+    ServiceUnreachableError,
+    UsageError,
+    exit_code_of,
+)
+from pipeline.process_settings import MALLOC_SETTINGS, needs_restart
+
+
+class CacheCorruptError(Exception):
+    """Same name as the cache package's."""
+
+
+class ShardCorruptError(CacheCorruptError):
+    """A subclass that the table does not name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PipelineError("x"), 1),
+        (UsageError("x"), 2),
+        (FailedItemsError("x"), 3),
+        (IntegrityError("x"), 4),
+        (ServiceUnreachableError("x"), 5),
+        (ShardCorruptError("x"), 4),
+        (FileNotFoundError("x"), 2),
+        (RuntimeError("x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error, code):
+    assert exit_code_of(error) == code
+
+
+@pytest.mark.parametrize(
+    "arguments", [["no-such-verb"], ["depth", "--no-such-option"], ["data", "check", "absent.json"]]
+)
+def test_usage_errors_end_with_2_and_say_why(arguments, capsys):
+    assert invoke(arguments) == ExitCode.USAGE
+    captured = capsys.readouterr()
+    assert captured.err.startswith("pipeline: error: ")
+    assert captured.out == ""
+
+
+def test_errors_are_documents_too(capsys):
+    assert invoke(["status", "absent", "--json"]) == ExitCode.USAGE
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema_version"] == 1
+    assert document["error"]["exit_code"] == 2
+    assert "absent" in document["error"]["message"]
+
+
+def test_unknown_config_suggests(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert invoke(["train", "absent.py"]) == ExitCode.USAGE
+    assert "no config file 'absent.py'" in capsys.readouterr().err
+
+
+def test_help_and_cache_commands_load_nothing_heavy():
+    program = (
+        "import sys\nfrom pipeline.cli import invoke\n"
+        "invoke(['--help']); invoke(['cache', 'verify', '/no/such/root'])\n"
+        "heavy = {'torch', 'transformers', 'dask', 'detectron2', 'omegaconf', 'matplotlib'}\n"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "libc", "expected"),
+    [
+        (["train", "x.py"], {}, "glibc", True),
+        (["--verbose", "depth"], {}, "glibc", True),
+        (["cache", "ls", "x"], {}, "glibc", False),
+        (["train", "--help"], {}, "glibc", False),
+        (["train"], {"PIPELINE_NO_REEXEC": "1"}, "glibc", False),
+        (["train"], {"MALLOC_TOP_PAD_": "1"}, "glibc", False),
+        (["train"], {"LD_PRELOAD": "libjemalloc.so"}, "glibc", False),
+        (["train"], {}, "", False),
+        (["train"], dict(MALLOC_SETTINGS), "glibc", False),
+    ],
+)
+def test_when_the_process_restarts(arguments, environment, libc, expected):
+    assert needs_restart(arguments, environment, libc=libc) is expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator settings are glibc's")
+def test_restart_keeps_the_command_and_sets_the_allocator(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from pipeline.process_settings import restart_with_malloc_settings\n"
+        "restart_with_malloc_settings(sys.argv[1:])\n"
+        "print(os.environ.get('MALLOC_MMAP_MAX_'), os.getpid(), *sys.argv[1:])\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment.pop("LD_PRELOAD", None)
+    environment.pop("PIPELINE_NO_REEXEC", None)
+    process = subprocess.Popen(
+        [sys.executable, str(program), "train", "a b"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    out, _ = process.communicate(timeout=60)
+    assert out.split("\n")[0] == f"0 {process.pid} train a b"

@@ -1,0 +1,101 @@
+"""`--set`: order-free, checked, with suggestions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from omegaconf import OmegaConf
+
+from pipeline.config import (
+    apply_assignment,
+    describe_changes,
+    list_keys,
+    split_assignments,
+    take_snapshot,
+)
+from pipeline.errors import UsageError
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Train:
+    max_iter: int = 100
+    precision: str = "fp32"
+    init_checkpoint: str | None = None
+
+
+def _target(first: int, second: float = 0.5) -> None:
+    """Something that a config would call."""
+
+
+@pytest.fixture
+def config():
+    return OmegaConf.create(
+        {
+            "train": OmegaConf.structured(_Train()),
+            "model": {"_target_": _target, "first": 1},
+            "sizes": [640, 800],
+        },
+        flags={"allow_objects": True},
+    )
+
+
+def test_several_values_after_one_flag_become_one_each():
+    given = ["run", "--set", "a.b=1", "c=x", "configs/a.py", "--json", "--set", "d=2"]
+    expected = ["run", "--set", "a.b=1", "--set", "c=x", "configs/a.py", "--json", "--set", "d=2"]
+    assert split_assignments(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "value"),
+    [
+        ("train.max_iter=50", "train.max_iter", 50),
+        ("train.precision=bf16", "train.precision", "bf16"),
+        ("train.init_checkpoint=a=b.pth", "train.init_checkpoint", "a=b.pth"),
+        ("train.init_checkpoint=null", "train.init_checkpoint", None),
+        ("sizes=[320]", "sizes", [320]),
+        ("sizes[1]=900", "sizes", [640, 900]),
+        ("model.first=1e-3", "model.first", 1e-3),
+        ("model.second=2", "model.second", 2),  # a parameter that the config leaves out
+    ],
+)
+def test_existing_keys_are_set(config, assignment, key, value):
+    apply_assignment(config, assignment)
+    assert OmegaConf.select(config, key) == value
+
+
+def test_unknown_key_is_refused_with_a_suggestion(config):
+    with pytest.raises(UsageError, match=r"did you mean train\.max_iter"):
+        apply_assignment(config, "train.max_itre=50")
+
+
+@pytest.mark.parametrize("assignment", ["model.third=1", "sizes[5]=1", "nothing", "=3"])
+def test_what_does_not_exist_is_refused(config, assignment):
+    before = take_snapshot(config)
+    with pytest.raises(UsageError):
+        apply_assignment(config, assignment)
+    assert take_snapshot(config) == before
+
+
+def test_wrong_type_is_refused(config):
+    with pytest.raises(UsageError, match=r"train\.max_iter.*refused"):
+        apply_assignment(config, "train.max_iter=many")
+
+
+def test_keys_leave_out_call_targets(config):
+    assert "train.max_iter" in list_keys(config)
+    assert not any("_target_" in key for key in list_keys(config))
+
+
+def test_snapshot_names_callables_by_import_path(config):
+    assert take_snapshot(config)["model"]["_target_"].endswith("._target")
+
+
+def test_changes_are_named_field_by_field():
+    old = {"train": {"max_iter": 1, "seed": 0}, "gone": 1}
+    new = {"train": {"max_iter": 2, "seed": 0}, "came": [1]}
+    assert describe_changes(old, new) == {
+        "train.max_iter": "1 → 2",
+        "gone": "1 → absent",
+        "came": "absent → [1]",
+    }
