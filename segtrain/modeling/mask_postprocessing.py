@@ -1,0 +1,72 @@
+"""From masks at stride 4 to masks of the original image, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch.nn import functional as F
+
+from segtrain.modeling.aligned_bilinear import aligned_bilinear
+
+MASK_THRESHOLD = 0.5
+# Floating-point pixels that one chunk of masks may take at full resolution.
+_PIXELS_PER_CHUNK = 16_000_000
+
+
+def full_size_masks(
+    mask_logits_DHW: torch.Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+) -> torch.Tensor:
+    """Binary masks at the original size.
+
+    Returns:
+        (D, output height, output width) bool.
+    """
+    result = torch.empty(
+        (len(mask_logits_DHW), *output_size), dtype=torch.bool, device=mask_logits_DHW.device
+    )
+    start = 0
+    for chunk in mask_chunks(mask_logits_DHW, image_size, output_size):
+        result[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    return result
+
+
+def encoded_masks(
+    mask_logits_DHW: torch.Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The same masks as COCO run-length codes; memory does not grow with their number."""
+    codes: list[dict[str, Any]] = []
+    for chunk in mask_chunks(mask_logits_DHW, image_size, output_size):
+        for mask in chunk.cpu().numpy():
+            code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            codes.append({"size": list(code["size"]), "counts": code["counts"].decode("ascii")})
+    return codes
+
+
+def mask_chunks(
+    mask_logits_DHW: torch.Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+) -> Iterator[torch.Tensor]:
+    """Sigmoid, aligned up-sampling to the input, crop of the padding, resize, threshold at 0.5.
+
+    Args:
+        mask_logits_DHW: log-odds at stride 4 of the padded input.
+        image_size: height and width of the resized image inside the padding.
+        output_size: height and width of the original image.
+
+    Yields:
+        (n, output height, output width) bool.
+    """
+    pixels = max(
+        16 * mask_logits_DHW.shape[1] * mask_logits_DHW.shape[2], output_size[0] * output_size[1]
+    )
+    size = max(_PIXELS_PER_CHUNK // pixels, 1)
+    for start in range(0, len(mask_logits_DHW), size):
+        probabilities = mask_logits_DHW[start : start + size, None].float().sigmoid()
+        fine = aligned_bilinear(probabilities, 4)[:, :, : image_size[0], : image_size[1]]
+        if image_size != output_size:
+            fine = F.interpolate(fine, size=output_size, mode="bilinear", align_corners=False)
+        yield fine[:, 0] > MASK_THRESHOLD
