@@ -1,0 +1,256 @@
+"""Named bytes on a disk, in memory, behind HTTP or in an S3 bucket: get, get a range, list."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
+
+
+class ObjectStore(Protocol):
+    """What reading and writing segments needs of a store."""
+
+    def get(self, path: str) -> bytes:
+        """All bytes. Raises CacheNotFoundError, CacheUnreachableError."""
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """Part of the bytes; raises CacheCorruptError when there are fewer."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write whole, atomically and durably."""
+
+    def list_folders(self, path: str) -> list[str]:
+        """Names of the folders directly under `path`, sorted."""
+
+    def list_objects(self, path: str) -> dict[str, int]:
+        """Relative paths and sizes of everything under `path`."""
+
+
+def open_store(url: str | Path, *, token: str | None = None) -> ObjectStore:
+    """Choose the store by the address: a path, http(s)://, s3:// or gs://."""
+    text = str(url)
+    if text.startswith(("http://", "https://")):
+        return HTTPStore(text, token)
+    if text.startswith(("s3://", "gs://")):
+        return BucketStore(text)
+    return LocalStore(text.removeprefix("file://"))
+
+
+class LocalStore:
+    """Files under a folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def get(self, path: str) -> bytes:
+        try:
+            return (self.root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CacheNotFoundError(f"{self.root / path} does not exist") from error
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        try:
+            descriptor = os.open(self.root / path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise CacheNotFoundError(f"{self.root / path} does not exist") from error
+        try:
+            return _checked_length(os.pread(descriptor, length, start), length, path)
+        finally:
+            os.close(descriptor)
+
+    def put(self, path: str, data: bytes) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:12]}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def list_folders(self, path: str) -> list[str]:
+        try:
+            return sorted(e.name for e in os.scandir(self.root / path) if e.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def list_objects(self, path: str) -> dict[str, int]:
+        base = self.root / path
+        return {
+            file.relative_to(base).as_posix(): file.stat().st_size
+            for file in sorted(base.rglob("*"))
+            if file.is_file()
+        }
+
+
+class MemoryStore:
+    """A dictionary."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def get(self, path: str) -> bytes:
+        if path not in self.objects:
+            raise CacheNotFoundError(f"{path} does not exist")
+        return self.objects[path]
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        return _checked_length(self.get(path)[start : start + length], length, path)
+
+    def put(self, path: str, data: bytes) -> None:
+        self.objects[path] = data
+
+    def list_folders(self, path: str) -> list[str]:
+        prefix = f"{path.rstrip('/')}/" if path else ""
+        rest = (name[len(prefix) :] for name in self.objects if name.startswith(prefix))
+        return sorted({name.split("/")[0] for name in rest if "/" in name})
+
+    def list_objects(self, path: str) -> dict[str, int]:
+        prefix = f"{path.rstrip('/')}/" if path else ""
+        return {
+            name[len(prefix) :]: len(data)
+            for name, data in sorted(self.objects.items())
+            if name.startswith(prefix)
+        }
+
+
+class HTTPStore:
+    """A cache service, or a static server with a `catalogue.json` in its root."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.token = token
+        self._client: Any = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "token": self.token, "_client": None, "_process": 0}
+
+    def _get(self, path: str, headers: dict[str, str], allowed: tuple[int, ...]) -> bytes:
+        import httpx
+
+        if self._client is None or self._process != os.getpid():
+            own = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+            self._client = httpx.Client(timeout=30.0, headers=own, follow_redirects=True)
+            self._process = os.getpid()
+        try:
+            response = self._client.get(f"{self.url}/{path}", headers=headers)
+        except httpx.HTTPError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+        if response.status_code == 404:
+            raise CacheNotFoundError(f"{self.url}/{path} does not exist")
+        if response.status_code not in allowed:
+            raise CacheUnreachableError(f"{self.url}/{path} answered {response.status_code}")
+        return bytes(response.content)
+
+    def get(self, path: str) -> bytes:
+        return self._get(path, {}, (200,))
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        return _checked_length(self._get(path, headers, (206,)), length, path)
+
+    def put(self, path: str, data: bytes) -> None:
+        raise CacheUnreachableError(f"{self.url}/{path}: HTTP is read only; push to a service")
+
+    def list_folders(self, path: str) -> list[str]:
+        try:
+            caches = json.loads(self.get("catalogue.json"))["caches"]
+            folders = {str(entry["name"]): list(entry["segments"]) for entry in caches}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheCorruptError(f"{self.url}/catalogue.json is not a catalogue") from error
+        if not path:
+            return sorted(folders)
+        return sorted(folders.get(path.split("/")[0], []))
+
+    def list_objects(self, path: str) -> dict[str, int]:
+        raise CacheUnreachableError(f"{self.url}/{path}: HTTP roots cannot be listed")
+
+
+class BucketStore:
+    """An S3 or Google bucket through obstore (extra `s3`); settings come from the environment."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._store: Any = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_store": None, "_process": 0}
+
+    def _opened(self) -> Any:
+        if self._store is None or self._process != os.getpid():
+            import obstore.store
+
+            options: dict[str, Any] = {}
+            if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+                options["client_options"] = {"allow_http": True}
+            self._store = obstore.store.from_url(self.url, **options)
+            self._process = os.getpid()
+        return self._store
+
+    def get(self, path: str) -> bytes:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._opened(), path).bytes())
+        except FileNotFoundError as error:
+            raise CacheNotFoundError(f"{self.url}/{path} does not exist") from error
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        import obstore
+
+        try:
+            data = bytes(obstore.get_range(self._opened(), path, start=start, length=length))
+        except FileNotFoundError as error:
+            raise CacheNotFoundError(f"{self.url}/{path} does not exist") from error
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+        return _checked_length(data, length, path)
+
+    def put(self, path: str, data: bytes) -> None:
+        import obstore
+
+        try:
+            obstore.put(self._opened(), path, data)
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+
+    def list_folders(self, path: str) -> list[str]:
+        import obstore
+
+        answer = obstore.list_with_delimiter(self._opened(), path or None)
+        return sorted(str(prefix).rstrip("/").split("/")[-1] for prefix in answer["common_prefixes"])
+
+    def list_objects(self, path: str) -> dict[str, int]:
+        import obstore
+
+        found: dict[str, int] = {}
+        prefix = f"{path.rstrip('/')}/" if path else ""
+        for batch in obstore.list(self._opened(), path or None):
+            for entry in batch:
+                found[str(entry["path"])[len(prefix) :]] = int(entry["size"])
+        return found
+
+
+def _checked_length(data: bytes, length: int, path: str) -> bytes:
+    if len(data) != length:
+        raise CacheCorruptError(f"{path}: {len(data)} bytes where {length} were expected")
+    return data
+
+

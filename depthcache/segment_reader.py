@@ -1,0 +1,145 @@
+"""Reads one sealed segment: verified index, verified shard indices, one range request a map."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from depthcache import segment_format as fmt
+from depthcache.errors import CacheCorruptError, CacheMismatchError, CacheNotFoundError
+from depthcache.object_stores import ObjectStore
+from depthcache.quantisation import dequantise
+
+
+class SegmentReader:
+    """One sealed segment.
+
+    Args:
+        store: where it lies.
+        prefix: its folder in the store, `<fingerprint>/segments/<id>`.
+
+    Raises:
+        CacheNotFoundError: it is not sealed.
+        CacheMismatchError: its format is newer.
+        CacheCorruptError: its manifest, metadata or index is damaged.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.seal = read_seal(store, prefix)
+        objects = self.seal["objects"]
+        self.sizes = {name: int(entry["size"]) for name, entry in objects.items()}
+        attributes = self._json("zarr.json")["attributes"]["depthcache"]
+        self.shard_rows = int(attributes["shard_rows"])
+        self.bits = int(attributes["bits"])
+        self.bucket_names: list[str] = list(attributes["buckets"])
+        self.shapes = [fmt.parse_bucket_name(name) for name in self.bucket_names]
+        self.num_maps = int(attributes["num_maps"])
+        self.digests = self._array("index/digests/c/0/0", "u1").reshape(self.num_maps, 32)
+        self.buckets = self._array("index/bucket/c/0", "<u2")
+        self.rows = self._array("index/row/c/0", "<u4")
+        self.failures: dict[str, str] = {}
+        for name in self.sizes:
+            if name.startswith("failures/"):
+                self.failures.update(self._json(name))
+        self._shards: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+
+    def read(self, bucket: int, row: int) -> npt.NDArray[np.float32]:
+        """One map: (H, W) relative inverse depth, larger = nearer.
+
+        Raises:
+            CacheCorruptError: bytes differ from what was written.
+        """
+        shape = self.shapes[bucket]
+        number, local_row = divmod(row, self.shard_rows)
+        index, ranges = self._shard(bucket, number)
+        entry = index[local_row]
+        what = f"{self.prefix}/maps/{self.bucket_names[bucket]} row {row}"
+        if fmt.is_absent(entry):
+            raise CacheCorruptError(f"{what}: the shard has no map in this row")
+        try:
+            data = self.store.get_range(
+                self._shard_name(bucket, number), int(entry[0]), int(entry[1])
+            )
+        except CacheNotFoundError as error:
+            raise CacheCorruptError(f"{what}: the shard is missing") from error
+        codes = fmt.decode_map(data, shape, what)
+        low, high = ranges[local_row]
+        try:
+            return dequantise(codes, (float(low), float(high)), self.bits)
+        except ValueError as error:
+            raise CacheCorruptError(f"{what}: {error}") from error
+
+    def _shard_name(self, bucket: int, number: int) -> str:
+        return f"{self.prefix}/maps/{self.bucket_names[bucket]}/c/{number}/0/0"
+
+    def _shard(self, bucket: int, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        known = self._shards.get((bucket, number))
+        if known is not None:
+            return known
+        name = f"maps/{self.bucket_names[bucket]}/c/{number}/0/0"
+        what = f"{self.prefix}/{name}"
+        size = self.sizes.get(name)
+        length = fmt.shard_index_bytes(self.shard_rows)
+        if size is None or size < length:
+            raise CacheCorruptError(f"{what}: the manifest has no such shard")
+        try:
+            data = self.store.get_range(what, size - length, length)
+        except CacheNotFoundError as error:
+            raise CacheCorruptError(f"{what}: the shard is missing") from error
+        index = fmt.decode_shard_index(data, self.shard_rows, what)
+        ranges = self._array(f"ranges/{self.bucket_names[bucket]}/c/{number}/0", "<f4")
+        known = (index, ranges.reshape(self.shard_rows, 2))
+        self._shards[bucket, number] = known
+        return known
+
+    def _array(self, name: str, dtype: str) -> npt.NDArray[Any]:
+        if name not in self.sizes and self.num_maps == 0:
+            return np.zeros(0, dtype=dtype)
+        payload = fmt.strip_crc(self._checked(name), f"{self.prefix}/{name}")
+        return np.frombuffer(payload, dtype=dtype)
+
+    def _json(self, name: str) -> Any:
+        return json.loads(self._checked(name))
+
+    def _checked(self, name: str) -> bytes:
+        entry = self.seal["objects"].get(name)
+        if entry is None:
+            raise CacheCorruptError(f"{self.prefix}/sealed.json does not list {name}")
+        try:
+            data = self.store.get(f"{self.prefix}/{name}")
+        except CacheNotFoundError as error:
+            raise CacheCorruptError(f"{self.prefix}/{name} is missing") from error
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise CacheCorruptError(f"{self.prefix}/{name}: sha256 differs from sealed.json")
+        return data
+
+
+def read_seal(store: ObjectStore, prefix: str) -> dict[str, Any]:
+    """Read and check a segment's manifest.
+
+    Raises:
+        CacheNotFoundError: the segment is not sealed.
+        CacheCorruptError: the manifest is damaged.
+        CacheMismatchError: the format is another version.
+    """
+    text = store.get(f"{prefix}/{fmt.SEALED}")
+    try:
+        seal = json.loads(text)
+        version, checksum = seal["format_version"], seal["checksum"]
+        body = {name: value for name, value in seal.items() if name != "checksum"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheCorruptError(f"{prefix}/sealed.json is damaged: {error!r}") from error
+    expected = hashlib.sha256(fmt.canonical_json(body)).hexdigest()
+    if checksum != expected or text != fmt.canonical_json(seal):
+        raise CacheCorruptError(f"{prefix}/sealed.json: checksum mismatch")
+    if version != fmt.FORMAT_VERSION:
+        raise CacheMismatchError(
+            f"{prefix} has format version {version}; this release reads {fmt.FORMAT_VERSION}"
+        )
+    return dict(seal)
