@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from pipeline.errors import UsageError
 from pipeline.manifest import Manifest, load_manifest, write_atomically
 from pipeline.report_tables import ap_header, ap_rows
 
+if TYPE_CHECKING:
+    from depthcache import DepthCache
+
 logger = logging.getLogger(__name__)
 
 RGBImage = npt.NDArray[np.uint8]
@@ -31,6 +34,7 @@ RGBImage = npt.NDArray[np.uint8]
 NUM_PANELS = 6
 _MAX_PANEL_SIDE = 220
 _MIN_PANEL_SCORE = 0.3
+_DEPTH_STRIDE = 4  # input pixels per cell of the depth layer
 _MAX_CURVE_POINTS = 400
 _NUM_SERIES_COLOURS = 6
 # Distinguishable without red against green; the same instance keeps its place in the list.
@@ -79,6 +83,19 @@ class Panel:
 
     title: str
     pictures: Mapping[str, RGBImage]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says about one image.
+
+    Attributes:
+        masks: (H, W) booleans, highest score first.
+        inverse_depth: (h, w) of the depth layer, in [0, 1]; None without the layer.
+    """
+
+    masks: list[npt.NDArray[np.bool_]]
+    inverse_depth: npt.NDArray[np.float32] | None
 
 
 def load_result(folder: Path) -> tuple[RunResult, Manifest]:
@@ -293,7 +310,7 @@ def make_panels(results: Sequence[RunResult]) -> list[Panel]:
     Returns:
         At most `NUM_PANELS` panels; none when no run has weights.
     """
-    from depthcache import DepthCache, decode_image, image_key
+    from depthcache import decode_image, image_key
     from pipeline.dataset_check import load_coco_document
     from pipeline.experiment import dataset_paths
 
@@ -304,45 +321,68 @@ def make_panels(results: Sequence[RunResult]) -> list[Panel]:
     document = load_coco_document(paths.annotations)
     annotated = {item["image_id"] for item in document["annotations"]}
     entries = [image for image in document["images"] if image["id"] in annotated][:NUM_PANELS]
-    files = [paths.images / entry["file_name"] for entry in entries]
-    masks_by_run = {result.name: _predict_masks(result, files) for result in trained}
-    depth_by_file = _predict_depths(trained[-1], files)
-    cache_url = trained[-1].config.depth.get("cache")
-    cache = DepthCache.open(str(cache_url)) if cache_url else None
+    contents = [(paths.images / entry["file_name"]).read_bytes() for entry in entries]
+    images = [decode_image(data) for data in contents]
+    predictions = {result.name: _predict(result, images) for result in trained}
+    cache = _open_cache(trained)
     panels = []
-    for entry, file in zip(entries, files, strict=True):
-        data = file.read_bytes()
-        image = decode_image(data)
+    for index, (entry, data, image) in enumerate(zip(entries, contents, images, strict=True)):
+        height, width = image.shape[:2]
         pictures = {"image": image}
         key = image_key(data)
         if cache is not None and key in cache:
-            pictures["pseudo depth"] = colour_depth(cache.read(key, size=image.shape[:2]))
-        if file.name in depth_by_file:
-            pictures["predicted depth"] = colour_depth(depth_by_file[file.name])
-        for name, masks in masks_by_run.items():
-            pictures[name] = draw_masks(image, masks.get(file.name, []))
+            pictures["pseudo depth"] = colour_depth(cache.read(key, size=(height, width)))
+        inverse_depth = predictions[trained[-1].name][index].inverse_depth
+        if inverse_depth is not None:
+            pictures["predicted depth"] = colour_depth(inverse_depth)
+        for name, predicted in predictions.items():
+            pictures[name] = draw_masks(image, predicted[index].masks)
         truth = _truth_masks(document, entry)
         if truth:
             pictures["truth"] = draw_masks(image, truth)
-        panels.append(Panel(title=file.name, pictures=pictures))
+        panels.append(Panel(title=Path(entry["file_name"]).name, pictures=pictures))
     return panels
 
 
-def _predict_masks(
-    result: RunResult, files: Sequence[Path]
-) -> dict[str, list[npt.NDArray[np.bool_]]]:
-    """File name → masks of confident predictions, highest score first."""
-    from segtrain.prediction import predict_images
+def _open_cache(results: Sequence[RunResult]) -> DepthCache | None:
+    """The depth cache of the last run that has one."""
+    from depthcache import DepthCache
+    from depthcache.errors import CacheNotFoundError
+
+    for result in reversed(results):
+        try:
+            return DepthCache.open(str(result.config.depth.cache))
+        except CacheNotFoundError:
+            logger.info("report: no pseudo depth, %s holds no cache", result.config.depth.cache)
+    return None
+
+
+def _predict(result: RunResult, images: Sequence[RGBImage]) -> list[Prediction]:
+    """Confident masks of each image, highest score first, and the depth layer's depth."""
+    from segtrain.inference import load_trained_model
 
     assert result.weights is not None
-    masks: dict[str, list[npt.NDArray[np.bool_]]] = {}
-    predictions = predict_images(result.config, result.weights, list(files))
-    for item in sorted(predictions, key=lambda item: -float(item["score"])):
-        if item["score"] >= _MIN_PANEL_SCORE:
-            masks.setdefault(Path(item["file_name"]).name, []).append(
-                decode_segmentation(item["segmentation"])
+    model = load_trained_model(result.config, result.weights)
+    has_depth_layer = model.network.depth_form is not None
+    predictions = []
+    for image in images:
+        instances = model.detect(image)
+        scores = instances.scores.numpy()
+        masks = instances.pred_masks.numpy()
+        order = np.argsort(-scores, kind="stable")
+        inverse_depth = None
+        if has_depth_layer:
+            entry = model.make_input(image)
+            height, width = (-(-side // _DEPTH_STRIDE) for side in entry["image"].shape[-2:])
+            padded = model.network.predict_depth([entry])[0].float().cpu().numpy()
+            inverse_depth = padded[:height, :width]
+        predictions.append(
+            Prediction(
+                masks=[masks[index] for index in order if scores[index] >= _MIN_PANEL_SCORE],
+                inverse_depth=inverse_depth,
             )
-    return masks
+        )
+    return predictions
 
 
 def decode_segmentation(segmentation: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
@@ -377,14 +417,6 @@ def _truth_masks(
         else:
             masks.append(decode_segmentation(segmentation))
     return masks
-
-
-def _predict_depths(result: RunResult, files: Sequence[Path]) -> dict[str, npt.NDArray[np.float32]]:
-    """File name → the depth that the model's own depth layer predicts; empty without the layer."""
-    from segtrain import prediction
-
-    predict = getattr(prediction, "predict_depths", None)
-    return dict(predict(result.config, result.weights, list(files))) if predict else {}
 
 
 def colour_depth(inverse_depth: npt.NDArray[np.float32]) -> RGBImage:

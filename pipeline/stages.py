@@ -174,9 +174,9 @@ def run_eval_stage(manifest: Manifest, config: Any, weights: Path) -> dict[str, 
     tell_changes(manifest, "eval", inputs)
     from segtrain.evaluation import evaluate_model
 
-    with manifest.running("eval", inputs) as record:
+    with manifest.running("eval", inputs) as record, ProgressReporter("eval", "images") as bar:
         file.parent.mkdir(parents=True, exist_ok=True)
-        metrics = dict(evaluate_model(config, weights, file.parent))
+        metrics = dict(evaluate_model(config, weights, file.parent, on_progress=bar.update))
         write_atomically(file, json.dumps(to_jsonable(metrics), indent=2) + "\n")
         record.outputs = {"metrics": str(file), "weights": str(weights)}
     return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -9,6 +9,7 @@ import typer
 
 from pipeline.commands.options import ConfigArgument, JsonOption, SetOption, WeightsOption
 from pipeline.output import stdout_kept_clean, to_jsonable, write_result
+from pipeline.progress import ProgressReporter
 
 
 def evaluate(
@@ -30,7 +31,8 @@ def evaluate(
         from segtrain.evaluation import evaluate_model
 
         output.mkdir(parents=True, exist_ok=True)
-        metrics = dict(evaluate_model(config, weights, output))
+        with ProgressReporter("eval", "images") as bar:
+            metrics = dict(evaluate_model(config, weights, output, on_progress=bar.update))
     text = format_ap_table({weights.stem: metrics})
     result = {"weights": weights, "output": output, "metrics": to_jsonable(metrics)}
     write_result("eval", result, text, as_json=as_json)

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.commands.options import ConfigArgument, JsonOption, SetOption, WeightsOption
 from pipeline.output import stdout_kept_clean, to_jsonable, write_result
+from pipeline.progress import ProgressReporter
 
 
 def label(
@@ -35,7 +36,8 @@ def label(
         config = load_config(config_name, assignments or [])
         from segtrain.labelling import label_dataset
 
-        document = label_dataset(config, weights, coco, images)
+        with ProgressReporter("label", "images") as bar:
+            document = label_dataset(config, weights, coco, images, on_progress=bar.update)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(to_jsonable(document)))
     num_masks = sum("segmentation" in item for item in document["annotations"])
