@@ -14,7 +14,7 @@ from detectron2.config import instantiate
 from pycocotools import mask as mask_api
 
 from segtrain.checkpoints import load_weights
-from segtrain.data.loader import DataSettings, TestLoaderSettings
+from segtrain.data.loader import DataSettings, InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
 from segtrain.errors import CheckpointError
 from segtrain.training import TrainSettings, choose_device, read_settings
@@ -34,7 +34,7 @@ class TrainedModel:
     network: Any
     device: torch.device
     categories: list[dict[str, Any]]
-    test: TestLoaderSettings
+    test: InferenceSizeSettings
     precision: str
 
     def make_input(self, image_rgb: npt.NDArray[np.uint8]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class TrainedModel:
 
         Returns:
             detectron2 Instances on the CPU: pred_boxes (original pixels), scores, pred_classes,
-            pred_masks bool (n, height, width).
+            pred_masks_rle COCO codes of the original size (pred_masks of models without them).
         """
         with self.autocast():
             outputs = self.network([self.make_input(image_rgb)])
@@ -85,6 +85,8 @@ def load_trained_model(
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)
     network.eval()
+    # Each mask becomes RLE as soon as it has its full size, so memory does not grow with them.
+    network.encode_masks = True
     known = extra.get("categories") or categories or default_categories(data.num_classes)
     if len(known) != data.num_classes:
         raise CheckpointError(
@@ -95,7 +97,7 @@ def load_trained_model(
         network=network,
         device=device,
         categories=known,
-        test=read_settings(cfg.dataloader.test, TestLoaderSettings),
+        test=read_settings(cfg.dataloader.test, InferenceSizeSettings),
         precision=settings.precision,
     )
 
@@ -120,6 +122,15 @@ def encode_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
+def list_segmentations(instances: Any) -> list[dict[str, Any]]:
+    """Masks of an image's instances as COCO RLE; empty for a model without masks."""
+    if instances.has("pred_masks_rle"):
+        return list(instances.pred_masks_rle)
+    if instances.has("pred_masks"):
+        return [encode_mask(mask.numpy()) for mask in instances.pred_masks]
+    return []
+
+
 def instances_to_results(
     instances: Any, *, image_id: int, file_name: str, categories: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -138,7 +149,7 @@ def instances_to_results(
     boxes = instances.pred_boxes.tensor.tolist()
     scores = instances.scores.tolist()
     classes = instances.pred_classes.tolist()
-    has_masks = instances.has("pred_masks")
+    segmentations = list_segmentations(instances)
     results = []
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         result: dict[str, Any] = {
@@ -148,7 +159,7 @@ def instances_to_results(
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": scores[index],
         }
-        if has_masks:
-            result["segmentation"] = encode_mask(instances.pred_masks[index].numpy())
+        if segmentations:
+            result["segmentation"] = segmentations[index]
         results.append(result)
     return results

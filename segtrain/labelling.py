@@ -18,7 +18,7 @@ from pycocotools import mask as mask_api
 from segtrain.data.coco_boxes import ImageRecord, clip_xywh_box
 from segtrain.data.mapper import read_image
 from segtrain.errors import DatasetError
-from segtrain.inference import TrainedModel, encode_mask, load_trained_model
+from segtrain.inference import TrainedModel, encode_mask, list_segmentations, load_trained_model
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,9 @@ def _label_image(
     with torch.inference_mode(), model.autocast():
         predicted = model.network.predict_masks_for_boxes([sample])[0].to("cpu")
     assert len(predicted) == len(usable)
+    segmentations = list_segmentations(predicted)
     for index, (annotation, _) in enumerate(usable):
-        encoded = encode_mask(predicted.pred_masks[index].numpy())
+        encoded = segmentations[index]
         annotation["segmentation"] = encoded
         annotation["area"] = int(mask_api.area(encoded))
         annotation["score"] = float(predicted.scores[index])
@@ -128,9 +129,7 @@ def _read_document(coco_json: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not {"images", "annotations", "categories"} <= set(
         document
     ):
-        raise DatasetError(
-            f"{coco_json} lacks images, annotations or categories"
-        )
+        raise DatasetError(f"{coco_json} lacks images, annotations or categories")
     return copy.deepcopy(document)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from depthcache.errors import ImageDecodeError
-
 from depthcache import decode_image
+from depthcache.errors import ImageDecodeError
 from segtrain.inference import instances_to_results, load_trained_model
 
 logger = logging.getLogger(__name__)

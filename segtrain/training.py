@@ -53,7 +53,7 @@ OnProgress = Callable[[int, int, dict[str, float]], None]
 
 # Masks that fill this share of their boxes are boxes: projection loss alone can do that.
 FULL_BOX_RATIO = 0.95
-FILL_RATIO_METRIC = "mask_box_fill"
+FILL_RATIO_METRIC = "mask_box_fill_ratio"
 
 # Settings that a resumed run may change: they do not move the weights.
 _FREE_ON_RESUME = (

@@ -59,7 +59,7 @@ class TrainLoaderSettings:
 
 
 @dataclass(kw_only=True)
-class TestLoaderSettings:
+class InferenceSizeSettings:
     """How images are resized for evaluation, prediction and labelling.
 
     Attributes:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from depthcache.errors import CacheMissError, ImageDecodeError
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from depthcache import decode_image, image_key
+from depthcache.errors import CacheMissError, ImageDecodeError
 from segtrain.data.augmentations import (
     AugmentationSettings,
     GeometricPlan,

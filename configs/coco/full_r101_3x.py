@@ -1,0 +1,12 @@
+"""The full method, R-101, COCO 3x. Paper: 36.0 mask AP (test-dev)."""
+
+from __future__ import annotations
+
+from ..common.coco_3x import data, dataloader, depth, optimizer, schedule, train
+from ..common.full_method import model
+
+train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-101.pkl"
+model.backbone.depth = 101
+train.distill_from = 215 / 270
+
+__all__ = ["data", "dataloader", "depth", "model", "optimizer", "schedule", "train"]

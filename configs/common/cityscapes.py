@@ -1,0 +1,24 @@
+"""Cityscapes' 8 thing classes as COCO boxes, 24,000 iterations of 8 images."""
+
+from __future__ import annotations
+
+from .coco_1x import data, dataloader, depth, optimizer, schedule, train
+
+data.name = "cityscapes"
+data.train_json = "data/cityscapes/annotations/instances_train_boxes.json"
+data.train_images = "data/cityscapes/leftImg8bit/train"
+data.test_json = "data/cityscapes/annotations/instances_val.json"
+data.test_images = "data/cityscapes/leftImg8bit/val"
+data.num_classes = 8
+train.max_iter = 24_000
+train.batch_size = 8
+train.distill_from = 19 / 24
+# The paper's learning rate is given for its batch of 8.
+optimizer.reference_batch_size = 8
+schedule.drops = [18 / 24]
+dataloader.train.augmentation.short_sides = [800, 832, 864, 896, 928, 960, 992, 1024]
+dataloader.train.augmentation.max_size = 2048
+dataloader.test.short_side = 1024
+dataloader.test.max_size = 2048
+
+__all__ = ["data", "dataloader", "depth", "optimizer", "schedule", "train"]
