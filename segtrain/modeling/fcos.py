@@ -69,7 +69,7 @@ class FCOSHead(nn.Module):
 
     def __init__(self, num_classes: int, channels: int = 256, depth: int = 4) -> None:
         super().__init__()
-        groups = math.gcd(32, channels)
+        groups = max(channels // 8, 1)  # 32 groups of 8 at the published width
         self.cls_tower = _tower(channels, depth, groups)
         self.bbox_tower = _tower(channels, depth, groups)
         self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)

@@ -48,8 +48,6 @@ def neighbour_similarity(features_BCHW: torch.Tensor, mask_BHW: torch.Tensor) ->
     num_images, _, height, width = features_BCHW.shape
     similarity = features_BCHW.new_zeros(num_images, 8, height, width)
     for direction in HALF_DIRECTIONS:
-        if height <= DILATION and direction != 4 or width <= DILATION and direction != 6:
-            continue
         p, q = pair_slices(height, width, direction)
         difference = features_BCHW[:, :, *p] - features_BCHW[:, :, *q]
         value = torch.exp(-0.5 * torch.linalg.vector_norm(difference, dim=1))
