@@ -1,0 +1,86 @@
+"""Published checkpoints load key for key, safely, and keep their masks under a depth layer."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segtrain.modeling.backbones import build_resnet_fpn
+from segtrain.modeling.build import build_condinst
+from segtrain.modeling.checkpoint_conversion import (
+    CheckpointError,
+    convert_adelaidet,
+    load_weights,
+    read_checkpoint,
+)
+from segtrain.modeling.condinst import CondInst
+
+
+def test_resnet_keys_and_shapes_are_those_of_published_checkpoints(golden_dir: Path) -> None:
+    lines = (golden_dir / "fixtures" / "boxinst_r50_state_dict_keys.txt").read_text().splitlines()
+    published = dict(line.split("\t")[:2] for line in lines if not line.startswith("#"))
+    state = build_condinst(backbone=build_resnet_fpn(50), num_classes=80).state_dict()
+    assert {key: str(tuple(value.shape)) for key, value in state.items()} == published
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_wrapped_and_prefixed_files_load(
+    make_model: Callable[..., CondInst], tmp_path: Path, legacy: bool
+) -> None:
+    model = make_model()
+    state = {f"module.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "in.pth", _use_new_zipfile_serialization=not legacy)
+    convert_adelaidet(tmp_path / "in.pth", tmp_path / "out.pth")
+    other = make_model()
+    torch.nn.init.ones_(other.controller.weight)
+    assert load_weights(other, tmp_path / "out.pth").is_complete
+    assert torch.equal(other.controller.weight, model.controller.weight)
+
+
+@pytest.mark.parametrize("form", ["multiply", "add"])
+def test_a_new_depth_layer_keeps_the_masks(
+    make_model: Callable[..., CondInst],
+    make_batch: Callable[..., list[dict[str, Any]]],
+    form: str,
+) -> None:
+    plain = make_model(score_threshold=0.0, num_detections=20).eval()
+    torch.nn.init.normal_(plain.controller.weight, std=0.1)
+    guided = make_model(
+        score_threshold=0.0, num_detections=20, depth_layer=True, depth_form=form
+    ).eval()
+    assert load_weights(guided, plain.state_dict()).is_complete
+    image = [make_batch()[0]["image"]]
+    (_, before), (_, after) = (
+        plain.predict_soft_masks(image)[0],
+        guided.predict_soft_masks(image)[0],
+    )
+    assert before.std() > 0.01
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_differences_are_named_and_refused(make_model: Callable[..., CondInst]) -> None:
+    model = make_model()
+    state = dict(model.state_dict())
+    del state["controller.bias"]
+    state["surprise"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=r"(?s)controller\.bias.*surprise"):
+        load_weights(model, state)
+    report = load_weights(model, state, allow_differences=True)
+    assert report.missing == ("controller.bias",)
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("executed",))
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"model": _Harmful()}))
+    with pytest.raises(CheckpointError, match="safely"):
+        read_checkpoint(tmp_path / "bad.pkl")
+    assert "executed" not in capsys.readouterr().out

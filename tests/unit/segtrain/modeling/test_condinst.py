@@ -1,0 +1,121 @@
+"""The whole model: every switch trains, every parameter gets a gradient, every box gets a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import BitMasks
+
+from segtrain.modeling.condinst import CondInst
+from segtrain.modeling.distillation import DistillationSettings, update_teacher
+
+FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
+BOXINST = FCOS_LOSSES | {"loss_proj", "loss_color"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, BOXINST),
+        ({"depth_layer": True}, BOXINST | {"loss_depth"}),
+        ({"consistency": True, "color": False}, BOXINST - {"loss_color"} | {"loss_consistency"}),
+        (
+            {"depth_layer": True, "consistency": True, "depth_form": "add", "quality": "iou"},
+            BOXINST - {"loss_fcos_ctr"} | {"loss_fcos_iou", "loss_depth", "loss_consistency"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("num_boxes", [0, 3])
+def test_every_switch_trains_every_parameter(
+    make_model: Callable[..., CondInst],
+    make_batch: Callable[..., list[dict[str, Any]]],
+    settings: dict[str, Any],
+    names: set[str],
+    num_boxes: int,
+) -> None:
+    model = make_model(**settings).train()
+    losses = model(make_batch(num_boxes))
+    assert set(losses) == names
+    assert all(torch.isfinite(value) for value in losses.values())
+    sum(losses.values()).backward()
+    # DDP waits for every parameter, so even unused ones must be connected.
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    if num_boxes == 0:
+        assert all(float(v) == 0 for k, v in losses.items() if k != "loss_fcos_cls")
+
+
+def test_teacher_teaches_and_stays_out_of_the_state_dict(
+    make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
+) -> None:
+    settings = DistillationSettings(score_threshold=0.01)
+    student = make_model(consistency=True, distillation=settings).train()
+    teacher = make_model(consistency=True, distillation=settings)
+    teacher.fcos_settings.score_threshold = 0.0
+    keys = set(student.state_dict())
+    student.attach_teacher(teacher)
+    assert set(student.state_dict()) == keys
+    losses = student(make_batch())
+    assert float(losses["loss_dice"]) > 0
+    assert student.pop_metrics()["num_reliable_masks"] >= 1
+    assert student.pop_metrics() == {}
+
+
+def test_update_teacher_moves_parameters_and_buffers(make_model: Callable[..., CondInst]) -> None:
+    teacher, student = make_model(), make_model()
+    with torch.no_grad():
+        for value in student.state_dict().values():
+            value.add_(1)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    update_teacher(teacher, student, 0.75)
+    for key, value in teacher.state_dict().items():
+        expected = before[key] + (0.25 if value.is_floating_point() else 1)
+        torch.testing.assert_close(value, expected)
+
+
+def test_masks_supervise_only_where_the_config_says_so(
+    make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
+) -> None:
+    batch = make_batch()
+    for entry in batch:
+        entry["instances"].gt_masks = BitMasks(torch.zeros(3, 96, 128, dtype=torch.bool))
+        entry["instances"].gt_has_mask = torch.tensor([True, False, False])
+    boxes_only = make_model().train()(batch)
+    masks = make_model(supervision="masks").train()(batch)
+    mixed = make_model(supervision="mixed").train()(batch)
+    assert "loss_mask" not in boxes_only
+    assert "loss_proj" not in masks
+    assert float(masks["loss_mask"]) == pytest.approx(1.0, abs=1e-4)
+    assert {"loss_mask", "loss_proj", "loss_color"} <= set(mixed)
+
+
+def test_inference_and_masks_for_boxes(
+    make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
+) -> None:
+    model = make_model(score_threshold=0.0, num_detections=7).eval()
+    batch = make_batch()
+    detected = model(batch)[0]["instances"]
+    assert detected.pred_masks.shape == (7, 192, 256)
+    assert detected.pred_masks.dtype == torch.bool
+    assert bool((detected.scores.diff() <= 0).all())
+    prompted = model.predict_masks_for_boxes(batch)[1]
+    torch.testing.assert_close(
+        prompted.pred_boxes.tensor, batch[1]["instances"].gt_boxes.tensor * 2
+    )
+    for mask, box in zip(prompted.pred_masks, prompted.pred_boxes.tensor, strict=True):
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        assert len(rows) > 0
+        assert rows.min() >= box[1].floor()
+        assert columns.max() < box[2].ceil()
+    assert model.predict_masks_for_boxes(make_batch(0))[0].pred_masks.shape == (0, 192, 256)
+
+
+def test_missing_depth_is_refused_with_the_remedy(
+    make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
+) -> None:
+    batch = make_batch()
+    del batch[1]["inverse_depth_255"]
+    with pytest.raises(ValueError, match="pipeline depth"):
+        make_model(consistency=True).train()(batch)
