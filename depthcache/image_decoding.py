@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from depthcache.errors import ImageDecodeError
 
@@ -74,6 +74,8 @@ def _open(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageDecodeError("not an image of a format that Pillow reads") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet
         raise ImageDecodeError(f"not an image that Pillow can read: {error}") from error
     width, height = image.size

@@ -174,7 +174,7 @@ class HTTPStore:
             raise CacheCorruptError(f"{self.url}/catalogue.json is not a catalogue") from error
         if not path:
             return sorted(folders)
-        return sorted(folders.get(path.split("/")[0], []))
+        return sorted(folders.get(path.split("/", maxsplit=1)[0], []))
 
     def list_objects(self, path: str) -> dict[str, int]:
         raise CacheUnreachableError(f"{self.url}/{path}: HTTP roots cannot be listed")
@@ -235,7 +235,9 @@ class BucketStore:
         import obstore
 
         answer = obstore.list_with_delimiter(self._opened(), path or None)
-        return sorted(str(prefix).rstrip("/").split("/")[-1] for prefix in answer["common_prefixes"])
+        return sorted(
+            str(prefix).rstrip("/").split("/")[-1] for prefix in answer["common_prefixes"]
+        )
 
     def list_objects(self, path: str) -> dict[str, int]:
         import obstore
@@ -252,5 +254,3 @@ def _checked_length(data: bytes, length: int, path: str) -> bytes:
     if len(data) != length:
         raise CacheCorruptError(f"{path}: {len(data)} bytes where {length} were expected")
     return data
-
-
