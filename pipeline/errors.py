@@ -65,6 +65,7 @@ _EXIT_CODES_BY_CLASS_NAME = {
     "CacheMismatchError": ExitCode.USAGE,
     "CacheCorruptError": ExitCode.INTEGRITY,
     "CacheIncompleteError": ExitCode.FAILED_ITEMS,
+    "DepthModelError": ExitCode.USAGE,
     "CacheUnreachableError": ExitCode.UNREACHABLE,
     "DatasetError": ExitCode.USAGE,
     "TrainingConfigError": ExitCode.USAGE,

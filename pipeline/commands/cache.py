@@ -366,11 +366,7 @@ def _fill_command(root: str, images: Path | None, coco: Path | None, info: Any) 
     """The command line that computes the missing depth with the cache's own model."""
     import shlex
 
-    model = "MODEL"
-    if isinstance(info, dict):
-        fingerprint = info.get("fingerprint_fields") or info.get("fingerprint") or {}
-        if isinstance(fingerprint, dict):
-            model = str(fingerprint.get("model") or fingerprint.get("model_id") or model)
+    model = str(info.get("model") or "MODEL")
     words = ["pipeline", "depth"]
     if coco is not None:
         words += ["--coco", str(coco)]
@@ -380,7 +376,6 @@ def _fill_command(root: str, images: Path | None, coco: Path | None, info: Any) 
 
 def _repair(root: Path, images: Path | None, model: str | None) -> object:
     from depthcache.verification import repair_cache
-
     from pipeline.experiment import resolve_model
     from pipeline.image_lists import list_folder_images
 

@@ -1,0 +1,145 @@
+"""`pipeline depth` and `pipeline cache …` as typed, on a tiny random DPT."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cli import invoke
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    import torch
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "tiny-dpt"
+    config = DPTConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16,
+        image_size=32, patch_size=16, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False,
+        neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, reassemble_factors=[4, 2, 1, 0.5],
+    )  # fmt: skip
+    DPTForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        pixels = rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(model, images, tmp_path_factory):
+    root = tmp_path_factory.mktemp("cache")
+    words = ["--images", str(images), "--model", str(model), "--cache", str(root)]
+    assert invoke(["depth", *words]) == 0
+    return root
+
+
+def _run(capsys, *arguments):
+    code = invoke([*map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_same_command_again_computes_nothing(capsys, model, images, root):
+    code, document = _run(capsys, "depth", "--images", images, "--model", model, "--cache", root)
+    assert code == 0
+    assert document["schema_version"] == 1
+    assert (document["num_images"], document["num_present"]) == (5, 5)
+    assert document["num_computed"] == 0
+
+
+def test_unreadable_images_end_with_3_and_are_named(capsys, model, images, tmp_path):
+    (tmp_path / "images").mkdir()
+    good = (images / "0.png").read_bytes()
+    (tmp_path / "images/good.png").write_bytes(good)
+    (tmp_path / "images/bad.png").write_bytes(b"no image")
+    words = ["--images", tmp_path / "images", "--model", model, "--cache", tmp_path / "cache"]
+    code, document = _run(capsys, "depth", *words)
+    assert code == 3
+    assert (document["num_computed"], document["num_failed"]) == (1, 1)
+    (failure,) = document["failures"]
+    assert failure["path"].endswith("bad.png")
+    assert failure["reason"]
+    assert invoke(["depth", *map(str, words), "--allow-failures"]) == 0
+
+
+def test_coco_file_names_the_images(capsys, model, images, tmp_path):
+    names = [{"id": index, "file_name": f"{index}.png"} for index in range(2)]
+    annotations = tmp_path / "ann.json"
+    annotations.write_text(json.dumps({"images": names, "annotations": [], "categories": []}))
+    code, document = _run(
+        capsys, "depth", "--coco", annotations, "--images", images, "--model", model,
+        "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    assert (code, document["num_images"]) == (0, 2)
+
+
+def test_dry_run_writes_nothing(capsys, model, images, tmp_path):
+    code, document = _run(
+        capsys, "depth", "--images", images, "--model", model, "--cache", tmp_path / "cache",
+        "--dry-run",
+    )  # fmt: skip
+    assert (code, document["num_to_compute"]) == (0, 5)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_coverage_names_the_gap_and_the_command_that_fills_it(capsys, images, root, tmp_path):
+    assert invoke(["cache", "coverage", str(root), "--images", str(images)]) == 0
+    capsys.readouterr()
+    Image.new("RGB", (9, 9)).save(tmp_path / "new.png")
+    code, document = _run(capsys, "cache", "coverage", root, "--images", tmp_path)
+    assert (code, document["num_missing"]) == (3, 1)
+    assert document["command"].startswith(f"pipeline depth --images {tmp_path} --model ")
+
+
+def test_read_gives_the_map_at_any_size(capsys, images, root, tmp_path):
+    out = tmp_path / "depth.npy"
+    code, document = _run(
+        capsys, "cache", "read", root, "--image", images / "0.png", "--out", out, "--size", "24x30"
+    )
+    assert (code, document["height"], document["width"]) == (0, 24, 30)
+    inverse_depth = np.load(out)
+    assert inverse_depth.dtype == np.float32
+    assert np.isfinite(inverse_depth).all()
+    assert invoke(["cache", "read", str(root), "--image", "absent.png", "--out", str(out)]) == 2
+
+
+def test_info_and_listing(capsys, root):
+    code, info = _run(capsys, "cache", "info", root)
+    assert (code, info["num_maps"]) == (0, 5)
+    code, listing = _run(capsys, "cache", "ls", root)
+    assert (code, len(listing["caches"])) == (0, 1)
+
+
+def test_damage_ends_with_4_and_is_named(capsys, root, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    code, document = _run(capsys, "cache", "verify", copy)
+    assert (code, document["problems"]) == (0, [])
+    shard = max(copy.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    code, document = _run(capsys, "cache", "verify", copy)
+    assert code == 4
+    assert document["ok"] is False
+    assert any(problem["object"] in str(shard) for problem in document["problems"])
+
+
+def test_wrong_roots_are_usage_errors(tmp_path):
+    assert invoke(["cache", "verify", str(tmp_path / "absent")]) == 2
+    assert invoke(["cache", "info", str(tmp_path)]) == 2
+    assert invoke(["depth", "--images", str(tmp_path)]) == 2
