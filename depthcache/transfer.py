@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
+
 from depthcache.errors import (
     CacheCorruptError,
     CacheMismatchError,
@@ -28,7 +29,6 @@ from depthcache.errors import (
     CacheUnreachableError,
     DepthCacheError,
 )
-
 from depthcache.service.segment_layout import (
     FINGERPRINT_NAME,
     SEALED_NAME,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -132,12 +133,9 @@ def test_no_more_than_the_rate_plus_a_burst_is_admitted(gaps: list[float], rate:
     now, admitted = 100.0, 0
     for gap in gaps:
         now += gap
-        try:
+        with contextlib.suppress(RequestRefusedError):
             limit.admit("client", now)
             admitted += 1
-        except RequestRefusedError as refused:
-            assert refused.status == 429
-            assert int(refused.headers["Retry-After"]) >= 1
     assert admitted <= 2 * rate + rate * sum(gaps) + 1e-6
 
 
@@ -145,6 +143,8 @@ def test_one_client_does_not_use_up_the_rate_of_another() -> None:
     limit = RateLimit(1)
     limit.admit("a", 0.0)
     limit.admit("a", 0.0)
-    with pytest.raises(RequestRefusedError):
+    with pytest.raises(RequestRefusedError) as refused:
         limit.admit("a", 0.0)
+    assert refused.value.status == 429
+    assert refused.value.headers["Retry-After"] == "2"
     limit.admit("b", 0.0)
