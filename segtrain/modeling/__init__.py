@@ -1,3 +1,3 @@
-"""The network, its losses and its targets: detector, mask branch, depth-guided head, distillation."""
+"""The network, its losses and targets: detector, mask branch, depth-guided head, teacher."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Backbones with a feature pyramid p3 to p7: detectron2's ResNets and Swin, and any timm extractor."""
+"""Backbones with a pyramid p3 to p7: detectron2's ResNets and Swin, any timm extractor."""
 
 from __future__ import annotations
 

@@ -207,8 +207,10 @@ class CondInst(nn.Module):
     def needs_depth(self) -> bool:
         """Whether training reads `inverse_depth_255`."""
         return (
-            (self.loss_settings.supervision != "masks"
-            and (self.mask_settings.depth_layer and self.loss_settings.depth_weight > 0))
+            (
+                self.loss_settings.supervision != "masks"
+                and (self.mask_settings.depth_layer and self.loss_settings.depth_weight > 0)
+            )
             or self.loss_settings.consistency
             or (self.distillation is not None and self.distillation.depth_matching)
         )

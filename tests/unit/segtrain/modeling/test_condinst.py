@@ -44,7 +44,7 @@ def test_every_switch_trains_every_parameter(
     # DDP waits for every parameter, so even unused ones must be connected.
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     if num_boxes == 0:
-        assert all(float(v) == 0 for k, v in losses.items() if k != "loss_fcos_cls")
+        assert all(v.item() == 0 for k, v in losses.items() if k != "loss_fcos_cls")
 
 
 def test_teacher_teaches_and_stays_out_of_the_state_dict(
@@ -58,7 +58,7 @@ def test_teacher_teaches_and_stays_out_of_the_state_dict(
     student.attach_teacher(teacher)
     assert set(student.state_dict()) == keys
     losses = student(make_batch())
-    assert float(losses["loss_dice"]) > 0
+    assert losses["loss_dice"].item() > 0
     assert student.pop_metrics()["num_reliable_masks"] >= 1
     assert student.pop_metrics() == {}
 
@@ -87,7 +87,7 @@ def test_masks_supervise_only_where_the_config_says_so(
     mixed = make_model(supervision="mixed").train()(batch)
     assert "loss_mask" not in boxes_only
     assert "loss_proj" not in masks
-    assert float(masks["loss_mask"]) == pytest.approx(1.0, abs=1e-4)
+    assert masks["loss_mask"].item() == pytest.approx(1.0, abs=1e-4)
     assert {"loss_mask", "loss_proj", "loss_color"} <= set(mixed)
 
 
