@@ -33,6 +33,9 @@ from pipeline.process_settings import restart_with_malloc_settings
 
 logger = logging.getLogger(__name__)
 
+# Set by SIGTERM: workers get it too, and their death may be noticed as another error first.
+_is_interrupted = False
+
 app = typer.Typer(
     name="pipeline",
     help="Instance masks from boxes and pseudo depth: compute depth once, then train on it.",
@@ -93,6 +96,9 @@ def invoke(arguments: Sequence[str]) -> int:
         sys.stderr.close()  # nobody reads any more; a message would raise again
         return ExitCode.FAILED
     except Exception as error:
+        if _is_interrupted:
+            logger.warning("interrupted (%s); the same command again resumes", error)
+            return ExitCode.INTERRUPTED
         if hasattr(error, "format_message"):  # the parser's own errors
             code, message = ExitCode.USAGE, str(error.format_message())
         elif type(error).__name__ == "Abort":
@@ -117,6 +123,8 @@ def _is_a_bug(error: Exception) -> bool:
 
 def _interrupt(_signal_number: int, _frame: FrameType | None) -> None:
     """Treat a polite request to end like Ctrl-C, so that the state is recorded as resumable."""
+    global _is_interrupted  # noqa: PLW0603 - a signal handler has no other place to tell it
+    _is_interrupted = True
     raise KeyboardInterrupt
 
 

@@ -368,7 +368,10 @@ def _predict(result: RunResult, images: Sequence[RGBImage]) -> list[Prediction]:
     for image in images:
         instances = model.detect(image)
         scores = instances.scores.numpy()
-        masks = instances.pred_masks.numpy()
+        if instances.has("pred_masks_rle"):
+            masks = [decode_segmentation(encoded) for encoded in instances.pred_masks_rle]
+        else:
+            masks = list(instances.pred_masks.numpy())
         order = np.argsort(-scores, kind="stable")
         inverse_depth = None
         if has_depth_layer:
