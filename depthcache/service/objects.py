@@ -16,7 +16,8 @@ from depthcache.service.byte_ranges import resolve_range
 from depthcache.service.catalogue import Catalogue, StoredObject
 from depthcache.service.refusals import RequestRefusedError
 
-CHUNK_BYTES = 2**20
+# Measured: larger pieces cost twice the CPU time, they are copied in the socket's buffer.
+CHUNK_BYTES = 2**18
 
 
 class ObjectServer:
