@@ -16,7 +16,7 @@ from typing import Literal
 from depthcache.service.access import Scope, load_tokens
 from depthcache.service.gate import RequestLimits
 
-DEFAULT_PORT = 8470
+DEFAULT_PORT = 8787
 _SHUTDOWN_SECONDS = 30
 _LOCK_NAME = "lock"
 
