@@ -25,7 +25,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(
                 str(run_dir / "tensorboard"), purge_step=start_iteration + 1
             )
 

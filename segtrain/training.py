@@ -415,7 +415,7 @@ class Trainer:
                     losses: dict[str, torch.Tensor] = self.forward(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
                 self._require_finite(total, losses, batch)
-                self.scaler.scale(total / num_parts).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(total / num_parts).backward()
             values = {name: value.detach() for name, value in losses.items()}
             values["total_loss"] = total.detach()
             values |= self.model.pop_metrics()

@@ -124,7 +124,8 @@ def read_coco_boxes(
             )
         if category_id not in index_of_category:
             raise DatasetError(
-                f"{where} has category {category_id!r}; the file lists {sorted(index_of_category)}"
+                f"{where} has category {category_id!r}; the file lists "
+                f"{sorted(map(str, index_of_category))}"
             )
         if item.get("iscrowd", 0):
             dropped["crowd annotation"] += 1

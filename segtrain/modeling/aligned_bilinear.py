@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def aligned_bilinear(maps: torch.Tensor, factor: int) -> torch.Tensor:
-    """Up-sample by a whole factor; output row y samples the input at max(y − factor // 2, 0) / factor.
+    """Up-sample by a whole factor; row y samples the input at max(y − factor // 2, 0) / factor.
 
     A cell of a stride-s map stands for the pixel s // 2 of its block, which the usual
     half-pixel convention would move. Source: CondInst, arXiv 2003.05664.

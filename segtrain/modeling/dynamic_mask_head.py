@@ -40,7 +40,7 @@ def run_dynamic_head(
     (w_m·h + b_m) · depth; with "add" it is (w_m·h + b_m) + (w_d·h + b_d). Sources: CondInst, arXiv
     2003.05664; Eq. 1 of arXiv 2403.01214.
 
-    The relative coordinates are linear in the pixel position, so they enter the first layer as three
+    Relative coordinates are linear in the pixel position, so they enter the first layer as three
     extra channels of the image (x, y, 1) and the instances of an image share one matrix product;
     nothing is copied per instance.
 

@@ -1,7 +1,7 @@
 """The FCOS detector: towers, predictions at every location, and detections.
 
 What only some locations need (boxes, quality and mask parameters of positives in training, mask
-parameters of detections) is computed there only: a 3×3 convolution at P places is one matrix product.
+parameters of detections) is computed there only: a 3×3 convolution at P places is one product.
 
 Shape legend: B images, P chosen locations, D detections.
 """
@@ -98,7 +98,7 @@ class FCOSHead(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Dense offsets (B, 4, H, W) ≥ 0 in strides and quality logits (B, 1, H, W) per level."""
         weight = torch.cat((self.bbox_pred.weight, self.ctrness.weight))
-        bias = torch.cat((self.bbox_pred.bias, self.ctrness.bias))
+        bias = self._box_biases()
         offsets, quality = [], []
         for level, scale in zip(box_features, self.scales, strict=False):
             both = F.conv2d(level, weight, bias, padding=1)
@@ -106,14 +106,18 @@ class FCOSHead(nn.Module):
             quality.append(both[:, 4:])
         return offsets, quality
 
+    def _box_biases(self) -> torch.Tensor:
+        layers = (self.bbox_pred, self.ctrness)
+        return torch.cat([layer.bias for layer in layers if layer.bias is not None])
+
     def predictions_at(
         self, patches_PN: torch.Tensor, levels_P: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Offsets (P, 4) and quality logits (P,) at chosen locations, from `gather_patches`."""
         weight = torch.cat((self.bbox_pred.weight, self.ctrness.weight)).flatten(1)
-        bias = torch.cat((self.bbox_pred.bias, self.ctrness.bias))
+        bias = self._box_biases()
         both = F.linear(patches_PN, weight, bias)
-        scales = torch.cat([scale.scale for scale in self.scales])
+        scales = torch.cat(list(self.scales.parameters()))
         return torch.relu(both[:, :4] * scales[levels_P][:, None]), both[:, 4]
 
 

@@ -77,7 +77,7 @@ def assign_targets(
         classes: (M,) int64 of each image.
         num_classes: also the label of the background.
         padded_size: height and width of the batch in pixels.
-        centre_on_bitmask: centre = centroid of the box's filled pixels, as BoxInst trains; otherwise
+        centre_on_bitmask: centre = centroid of the box's filled pixels, as BoxInst trains; else
             the box's own centre.
         sampling_radius: in strides.
     """

@@ -29,13 +29,11 @@ class MaskBranch(nn.Module):
         super().__init__()
         self.in_features = ("p3", "p4", "p5")
         self.refine = nn.ModuleList(_block(in_channels, channels, norm) for _ in self.in_features)
-        self.tower = nn.Sequential(
-            *(_block(channels, channels, norm) for _ in range(4)),
-            nn.Conv2d(channels, mask_channels, 1),
-        )
-        last = self.tower[-1]
+        last = nn.Conv2d(channels, mask_channels, 1)
         nn.init.kaiming_uniform_(last.weight, a=1)
-        nn.init.zeros_(last.bias)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+        self.tower = nn.Sequential(*(_block(channels, channels, norm) for _ in range(4)), last)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, mask_channels, H / 8, W / 8)."""

@@ -109,7 +109,7 @@ class _PairwiseSums(torch.autograd.Function):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             soft = F.softplus(logits)
             for direction in HALF_DIRECTIONS:
-                p, q = pair_slices(*logits.shape[1:], direction)
+                p, q = pair_slices(logits.shape[1], logits.shape[2], direction)
                 values = (logits[:, *p] + logits[:, *q]).neg_()
                 # softplus(s) = s + softplus(−s): accurate for large sums of either sign.
                 values = soft[:, *p] + soft[:, *q] - F.softplus(values.neg_())
@@ -137,7 +137,7 @@ class _PairwiseSums(torch.autograd.Function):
                 for weight, grad in zip(weights, grad_T.unbind(), strict=True)
             )
             for direction in HALF_DIRECTIONS:
-                p, q = pair_slices(*logits.shape[1:], direction)
+                p, q = pair_slices(logits.shape[1], logits.shape[2], direction)
                 pair = combined[:, direction, *p] + combined[:, 7 - direction, *q]
                 joint = (logits[:, *p] + logits[:, *q]).sigmoid_()
                 local[:, *p] += (single[:, *p] - joint).mul_(pair)
