@@ -244,7 +244,8 @@ def _is_fingerprint_folder(root: str, store: ObjectStore) -> bool:
 
 def _read_fingerprint(store: ObjectStore, folder: str) -> dict[str, Any]:
     try:
-        document = json.loads(store.get(f"{folder}/{fmt.FINGERPRINT}"))
+        text = store.get(f"{folder}/{fmt.FINGERPRINT}")
+        document = json.loads(text)
         expected = fmt.fingerprint_folder(document)
     except CacheNotFoundError:
         raise
@@ -255,6 +256,8 @@ def _read_fingerprint(store: ObjectStore, folder: str) -> dict[str, Any]:
         raise CacheMismatchError(
             f"{folder} has format version {version}; this release reads {fmt.FORMAT_VERSION}"
         )
+    if text != fmt.canonical_json(document):
+        raise CacheCorruptError(f"{folder}/fingerprint.json is not in canonical form")
     if expected.rpartition("-")[2] != folder.rpartition("-")[2]:
         raise CacheCorruptError(f"{folder}/fingerprint.json belongs to {expected}")
     return dict(document)

@@ -83,13 +83,15 @@ def load_depth_model(
     config = AutoConfig.from_pretrained(name, revision=revision)
     gives_metric_depth = output_is_metric(config)
     processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    if config.model_type == "zoedepth":
+        processor.do_pad = False  # the prediction of a padded image does not lie on the image
     network = AutoModelForDepthEstimation.from_pretrained(name, revision=revision)
     network = network.float().eval()
     folder = Path(name)
     settings = {k: v for k, v in processor.to_dict().items() if not k.startswith("_")}
     fingerprint = {
         "format_version": fmt.FORMAT_VERSION,
-        "model": folder.resolve().name if folder.is_dir() else name,
+        "model": str(config.model_type) if folder.is_dir() else name,
         "revision": None
         if folder.is_dir()
         else (revision or getattr(config, "_commit_hash", None)),

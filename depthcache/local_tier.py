@@ -13,7 +13,7 @@ import numpy.typing as npt
 from depthcache.errors import CacheCorruptError
 from depthcache.segment_format import add_crc, strip_crc
 
-SIZE_CAP_BYTES = int(os.environ.get("DEPTHCACHE_LOCAL_TIER_BYTES", 50 * 2**30))
+SIZE_CAP_BYTES = int(os.environ.get("DEPTHCACHE_LOCAL_TIER_BYTES", str(50 * 2**30)))
 _WRITES_PER_CHECK = 256
 _num_writes = [0]
 

@@ -64,7 +64,7 @@ class LocalStore:
 
     def put(self, path: str, data: bytes) -> None:
         target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        new_folders = _make_folders(target.parent)
         temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:12]}")
         try:
             with temporary.open("wb") as file:
@@ -75,11 +75,9 @@ class LocalStore:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(target.parent)
+        for folder in new_folders:
+            _sync_folder(folder.parent)
 
     def list_folders(self, path: str) -> list[str]:
         try:
@@ -164,7 +162,9 @@ class HTTPStore:
         return _checked_length(self._get(path, headers, (206,)), length, path)
 
     def put(self, path: str, data: bytes) -> None:
-        raise CacheUnreachableError(f"{self.url}/{path}: HTTP is read only; push to a service")
+        raise CacheUnreachableError(
+            f"{self.url}/{path}: {len(data)} bytes not written: HTTP is read only; use push"
+        )
 
     def list_folders(self, path: str) -> list[str]:
         try:
@@ -254,3 +254,22 @@ def _checked_length(data: bytes, length: int, path: str) -> bytes:
     if len(data) != length:
         raise CacheCorruptError(f"{path}: {len(data)} bytes where {length} were expected")
     return data
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and its parents; returns the new ones, which their parents must record."""
+    new = []
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        new.append(existing)
+        existing = existing.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return new
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,8 +113,10 @@ def precompute_depth(
         precision: fp32, bf16 or fp16.
         device: torch device; None takes cuda when there is one.
         shard_rows: maps per shard; None takes 64.
-        workers: threads that read, decode and preprocess beside the forward pass.
-        scheduler: address of a dask scheduler; not supported by this release.
+        workers: threads that read, decode and preprocess beside the forward pass; with
+            scheduler="local" the number of worker processes.
+        scheduler: address of a dask scheduler whose workers see the same files, or "local";
+            None computes in this process. The cache's maps and index are the same bytes.
         upstreams: further cache roots whose maps need not be computed.
         progress: called with (done, total) contents after every batch.
 
@@ -122,16 +125,21 @@ def precompute_depth(
         ValueError: a setting is out of range.
     """
     start = monotonic()
-    if scheduler is not None:
-        raise ValueError("scheduler=… is not supported by this release; leave it out")
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size={batch_size} and workers={workers} must be positive")
     job = _prepare(images, model, root, revision, precision, device, shard_rows, upstreams)
     _write_fingerprint(job)
     num_total = sum(len(keys) for keys in job.plan.buckets.values())
+    tried: set[str] = set()
+    if scheduler is not None and num_total:
+        tried |= _compute_on_cluster(
+            job, str(model), root, revision, batch_size, scheduler, workers, progress
+        )
     present = set(job.store.list_objects(job.prefix)) if num_total else set()
     reasons: dict[str, str] = {}
-    done = num_computed = 0
+    passing: dict[str, str] = {}
+    unresolved: list[ShardPlan] = []
+    done = 0
     with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(1) as writer:
         pending: list[Future[dict[str, str]]] = []
         shards = [s for s in job.plan.shards if _shard_name(s) not in present]
@@ -154,18 +162,17 @@ def precompute_depth(
                         readers.submit(_load, job.model, job.paths[key], key)
                         for key in batches[coming][1]
                     ]
-            pixels = {}
-            for key, future in zip(keys, loads.pop(number), strict=True):
-                try:
-                    pixels[key] = future.result()
-                except (ImageDecodeError, OSError) as error:
-                    failed[key] = str(error)
+            pixels = _take_loaded(keys, loads.pop(number), failed, passing)
             maps.update(_predict(job.model, pixels))
             done += len(keys)
-            num_computed += len(pixels)
+            tried.update(pixels)
             if progress is not None:
                 progress(done, num_total)
-            if keys[-1] == shard.keys[-1]:
+            if keys[-1] != shard.keys[-1]:
+                continue
+            if not maps and not failed:
+                unresolved.append(shard)
+            else:
                 if len(pending) > 1:
                     reasons.update(pending.pop(0).result())
                 pending.append(
@@ -183,21 +190,17 @@ def precompute_depth(
                 maps, failed = {}, {}
         for future in pending:
             reasons.update(future.result())
-    if num_total:
-        seal_segment(
-            job.store, job.prefix, job.plan, bits=DEFAULT_BITS, provenance=_provenance(model, job)
-        )
-    recorded = DepthCache.open(root, fingerprint=job.fingerprint, store=job.store).failures()
-    failures = dict(job.failures)
-    for key, reason in {**recorded, **reasons}.items():
-        failures.update(dict.fromkeys(job.files_of.get(key, []), reason))
+    # A segment of which nothing was resolved would be planned again and taken for done.
+    if num_total and len(unresolved) < len(job.plan.shards):
+        _seal(job, unresolved, _provenance(model, job))
+    failures = _collect_failures(job, root, {**passing, **reasons})
     return PrecomputeSummary(
         cache_url=f"{str(root).rstrip('/')}/{job.fingerprint}",
         fingerprint=job.fingerprint,
         num_images=len(images),
         num_unique=len(job.files_of),
         num_present=job.num_present,
-        num_computed=num_computed,
+        num_computed=len(tried - reasons.keys()),
         num_failed=len(failures),
         failures=[{"path": str(path), "reason": why} for path, why in failures.items()],
         seconds=monotonic() - start,
@@ -240,6 +243,87 @@ def plan_depth(
     )
 
 
+def _take_loaded(
+    keys: Sequence[str],
+    futures: Sequence[Future[Any]],
+    failed: dict[str, str],
+    passing: dict[str, str],
+) -> dict[str, Any]:
+    """Preprocessed images; the others go to `failed` for good, or to `passing` for this run."""
+    pixels = {}
+    for key, future in zip(keys, futures, strict=True):
+        try:
+            pixels[key] = future.result()
+        except ImageDecodeError as error:
+            failed[key] = str(error)
+        except OSError as error:
+            passing[key] = f"cannot be read: {error.strerror or error}; run again"
+    return pixels
+
+
+def _seal(job: _Job, unresolved: Sequence[ShardPlan], provenance: dict[str, Any]) -> None:
+    rows = job.plan.shard_rows
+    for shard in unresolved:
+        write_shard(job.store, job.prefix, shard, {}, {}, shard_rows=rows, bits=DEFAULT_BITS)
+    seal_segment(job.store, job.prefix, job.plan, bits=DEFAULT_BITS, provenance=provenance)
+
+
+def _collect_failures(job: _Job, root: str, reasons: dict[str, str]) -> dict[Path, str]:
+    """Why each file has no depth: this run's reasons, and those that segments record."""
+    cache = DepthCache.open(root, fingerprint=job.fingerprint, store=job.store)
+    known = {**cache.failures(), **reasons}
+    for key in cache.missing(key for keys in job.plan.buckets.values() for key in keys):
+        known.setdefault(key, "a run that was killed could not read it; run again")
+    failures = dict(job.failures)
+    for key, reason in known.items():
+        failures.update(dict.fromkeys(job.files_of.get(key, []), reason))
+    return failures
+
+
+class ImageDepths:
+    """Maps of given images, computed when asked for: what repair needs of stage one.
+
+    Args:
+        images: image files; those that cannot be read are left out.
+        model: depth model.
+        options: `revision`, `precision`, `device` and `batch_size` of `precompute_depth`.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        precision: str = "fp32",
+        device: str | None = None,
+        batch_size: int = 4,
+    ) -> None:
+        self._model = load_depth_model(
+            model, revision=revision, device=_choose_device(device), precision=precision
+        )
+        self._batch_size = batch_size
+        self.source = str(model)
+        self.fingerprint = self._model.fingerprint
+        contents = _read_images(images)
+        self._paths = contents.paths
+        shape_of = _MapShapes(self._model)
+        self.shapes = {key: shape_of(size) for key, size in contents.sizes.items()}
+
+    def compute(self, keys: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """Maps of these images; those that fail are absent."""
+        wanted = list(keys)
+        maps: dict[str, npt.NDArray[np.float32]] = {}
+        for start in range(0, len(wanted), self._batch_size):
+            pixels = {}
+            for key in wanted[start : start + self._batch_size]:
+                with contextlib.suppress(ImageDecodeError, OSError):
+                    pixels[key] = _load(self._model, self._paths[key], key)
+            found = _predict(self._model, pixels)
+            maps.update({key: m for key, m in found.items() if np.isfinite(m).all()})
+        return maps
+
+
 def _prepare(
     images: Sequence[Path],
     model: str | Path,
@@ -250,36 +334,14 @@ def _prepare(
     shard_rows: int | None,
     upstreams: Sequence[str],
 ) -> _Job:
-    import torch
-
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_depth_model(model, revision=revision, device=chosen, precision=precision)
+    loaded = load_depth_model(
+        model, revision=revision, device=_choose_device(device), precision=precision
+    )
     name = fmt.fingerprint_folder(loaded.fingerprint)
     store = open_store(root)
-    paths: dict[str, Path] = {}
-    files_of: dict[str, list[Path]] = {}
-    failures: dict[Path, str] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    unreadable: dict[str, str] = {}
-    for path in dict.fromkeys(Path(p) for p in images):
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            failures[path] = f"cannot be read: {error.strerror or error}"
-            continue
-        key = image_key(data)
-        files_of.setdefault(key, []).append(path)
-        if key in paths or key in unreadable:
-            continue
-        try:
-            sizes[key] = read_image_size(data)
-            paths[key] = path
-        except ImageDecodeError as error:
-            unreadable[key] = str(error)
-    for key, reason in unreadable.items():
-        failures.update(dict.fromkeys(files_of[key], reason))
+    contents = _read_images(images)
     known = _known_keys(store, root, name, upstreams)
-    wanted = {key: size for key, size in sizes.items() if key not in known[1]}
+    wanted = {key: size for key, size in contents.sizes.items() if key not in known[1]}
     missing = {key: size for key, size in wanted.items() if key not in known[0]}
     shape_of = _MapShapes(loaded)
     plan = plan_segment(
@@ -291,12 +353,51 @@ def _prepare(
         model=loaded,
         store=store,
         fingerprint=name,
-        paths=paths,
-        files_of=files_of,
-        failures=failures,
+        paths=contents.paths,
+        files_of=contents.files_of,
+        failures=contents.failures,
         num_present=len(wanted) - len(missing),
         plan=plan,
     )
+
+
+@dataclass(kw_only=True)
+class _Contents:
+    """Different image contents: key → first path, all paths, (H, W); path → why it has no size."""
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    files_of: dict[str, list[Path]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    failures: dict[Path, str] = field(default_factory=dict)
+
+
+def _read_images(images: Sequence[Path]) -> _Contents:
+    contents = _Contents()
+    unreadable: dict[str, str] = {}
+    for path in dict.fromkeys(Path(p) for p in images):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            contents.failures[path] = f"cannot be read: {error.strerror or error}"
+            continue
+        key = image_key(data)
+        contents.files_of.setdefault(key, []).append(path)
+        if key in contents.paths or key in unreadable:
+            continue
+        try:
+            contents.sizes[key] = read_image_size(data)
+            contents.paths[key] = path
+        except ImageDecodeError as error:
+            unreadable[key] = str(error)
+    for key, reason in unreadable.items():
+        contents.failures.update(dict.fromkeys(contents.files_of[key], reason))
+    return contents
+
+
+def _choose_device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _known_keys(
@@ -338,10 +439,61 @@ class _MapShapes:
         return self._inputs[size]
 
 
+def _compute_on_cluster(
+    job: _Job,
+    model: str,
+    root: str,
+    revision: str | None,
+    batch_size: int,
+    scheduler: str,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> set[str]:
+    """Let a cluster write the missing shards; returns the keys that it computed."""
+    import torch
+
+    from depthcache.distributed import ModelRequest, compute_shards
+
+    present = set(job.store.list_objects(job.prefix))
+    shards = [s for s in job.plan.shards if _shard_name(s) not in present]
+    if not shards:
+        return set()
+    num_total = sum(len(keys) for keys in job.plan.buckets.values())
+    done = num_total - sum(len(s.keys) for s in shards)
+
+    def count(num_keys: int) -> None:
+        nonlocal done
+        done += num_keys
+        if progress is not None:
+            progress(done, num_total)
+
+    folder = Path(model)
+    request = ModelRequest(
+        model=str(folder.resolve()) if folder.is_dir() else model,
+        revision=revision,
+        device=job.model.device,
+        precision=job.model.precision,
+        fingerprint=job.fingerprint,
+        num_threads=torch.get_num_threads(),
+    )
+    return compute_shards(
+        shards,
+        job.paths,
+        request=request,
+        root=root,
+        prefix=job.prefix,
+        shard_rows=job.plan.shard_rows,
+        batch_size=batch_size,
+        scheduler=scheduler,
+        workers=workers,
+        progress=count,
+    )
+
+
 def _load(model: DepthModel, path: Path, key: str) -> Any:
     data = path.read_bytes()
     if image_key(data) != key:
-        raise ImageDecodeError(f"{path} changed while the run was reading it")
+        raise OSError(f"{path} changed while the run was reading it")
     return model.preprocess(decode_image(data))
 
 

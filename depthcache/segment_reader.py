@@ -34,6 +34,15 @@ class SegmentReader:
         self.seal = read_seal(store, prefix)
         objects = self.seal["objects"]
         self.sizes = {name: int(entry["size"]) for name, entry in objects.items()}
+        try:
+            self._read_metadata()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CacheCorruptError(
+                f"{prefix}: metadata is not of the format: {error!r}"
+            ) from error
+        self._shards: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+
+    def _read_metadata(self) -> None:
         attributes = self._json("zarr.json")["attributes"]["depthcache"]
         self.shard_rows = int(attributes["shard_rows"])
         self.bits = int(attributes["bits"])
@@ -47,7 +56,10 @@ class SegmentReader:
         for name in self.sizes:
             if name.startswith("failures/"):
                 self.failures.update(self._json(name))
-        self._shards: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+        if not len(self.buckets) == len(self.rows) == self.num_maps or self.shard_rows < 1:
+            raise ValueError(f"{self.num_maps} maps, {len(self.rows)} rows in the index")
+        if self.num_maps and int(self.buckets.max()) >= len(self.shapes):
+            raise ValueError("the index names a bucket that does not exist")
 
     def read(self, bucket: int, row: int) -> npt.NDArray[np.float32]:
         """One map: (H, W) relative inverse depth, larger = nearer.
@@ -94,6 +106,8 @@ class SegmentReader:
             raise CacheCorruptError(f"{what}: the shard is missing") from error
         index = fmt.decode_shard_index(data, self.shard_rows, what)
         ranges = self._array(f"ranges/{self.bucket_names[bucket]}/c/{number}/0", "<f4")
+        if ranges.size != 2 * self.shard_rows:
+            raise CacheCorruptError(f"{what}: its ranges have {ranges.size} values")
         known = (index, ranges.reshape(self.shard_rows, 2))
         self._shards[bucket, number] = known
         return known
@@ -133,6 +147,9 @@ def read_seal(store: ObjectStore, prefix: str) -> dict[str, Any]:
         seal = json.loads(text)
         version, checksum = seal["format_version"], seal["checksum"]
         body = {name: value for name, value in seal.items() if name != "checksum"}
+        for entry in seal["objects"].values():
+            if type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
+                raise TypeError("an object has no size or sha256")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheCorruptError(f"{prefix}/sealed.json is damaged: {error!r}") from error
     expected = hashlib.sha256(fmt.canonical_json(body)).hexdigest()

@@ -33,7 +33,8 @@ def write_shard(
         prefix: folder of the segment.
         shard: what is to be in it.
         maps: key → (H, W) relative inverse depth.
-        failures: key → reason, for keys without a map.
+        failures: key → reason, for keys that can never have a map. A key with neither is left to
+            a later run.
         shard_rows: rows of a full shard.
         bits: significant bits.
 
@@ -47,7 +48,7 @@ def write_shard(
         inverse_depth = maps.get(key)
         chunk = None
         if inverse_depth is None:
-            failed.setdefault(key, "no depth was computed")
+            pass  # a failure, or an image that a later run can compute
         elif inverse_depth.shape != shard.shape:
             failed[key] = f"depth has shape {inverse_depth.shape}, planned {shard.shape}"
         else:
@@ -97,16 +98,20 @@ def seal_segment(
             for row, key in enumerate(shard.keys)
             if not fmt.is_absent(index[row])
         )
-    for name, data in _metadata(plan, buckets, sorted(entries), bits).items():
+    num_rows = {shape: len(keys) for shape, keys in plan.buckets.items()}
+    metadata = segment_metadata(num_rows, sorted(entries), shard_rows=plan.shard_rows, bits=bits)
+    for name, data in metadata.items():
         store.put(f"{prefix}/{name}", data)
     objects = {}
     for name in sorted(store.list_objects(prefix)):
-        if name == fmt.SEALED or ".tmp-" in name:
-            continue
-        data = store.get(f"{prefix}/{name}")
-        objects[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    seal = make_seal(objects, provenance)
-    store.put(f"{prefix}/{fmt.SEALED}", seal)
+        if name != fmt.SEALED and ".tmp-" not in name:
+            objects[name] = summarise_object(store.get(f"{prefix}/{name}"))
+    store.put(f"{prefix}/{fmt.SEALED}", make_seal(objects, provenance))
+
+
+def summarise_object(data: bytes) -> dict[str, Any]:
+    """What the manifest says of an object: {"size", "sha256"}."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def make_seal(objects: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]) -> bytes:
@@ -120,15 +125,27 @@ def make_seal(objects: Mapping[str, Mapping[str, Any]], provenance: Mapping[str,
     return fmt.canonical_json({**body, "checksum": checksum})
 
 
-def _metadata(
-    plan: SegmentPlan, buckets: list[str], entries: Sequence[tuple[str, int, int]], bits: int
+def segment_metadata(
+    num_rows: Mapping[tuple[int, int], int],
+    entries: Sequence[tuple[str, int, int]],
+    *,
+    shard_rows: int,
+    bits: int,
 ) -> dict[str, bytes]:
+    """Metadata and index: relative path → bytes.
+
+    Args:
+        num_rows: (H, W) of each bucket, sorted → its rows.
+        entries: (image key, number of the bucket, row) of every map, sorted.
+        shard_rows: rows of a full shard.
+        bits: significant bits.
+    """
     num_maps = len(entries)
     attributes = {
         "depthcache": {
             "format_version": fmt.FORMAT_VERSION,
-            "buckets": buckets,
-            "shard_rows": plan.shard_rows,
+            "buckets": [fmt.bucket_name(shape) for shape in num_rows],
+            "shard_rows": shard_rows,
             "bits": bits,
             "num_maps": num_maps,
         }
@@ -136,12 +153,11 @@ def _metadata(
     documents: dict[str, Any] = {"zarr.json": fmt.group_metadata(attributes)}
     for name in ("maps", "ranges", "index"):
         documents[f"{name}/zarr.json"] = fmt.group_metadata({})
-    rows = plan.shard_rows
-    for shape, keys in plan.buckets.items():
+    for shape, rows in num_rows.items():
         name = fmt.bucket_name(shape)
-        documents[f"maps/{name}/zarr.json"] = fmt.maps_metadata(len(keys), shape, rows)
+        documents[f"maps/{name}/zarr.json"] = fmt.maps_metadata(rows, shape, shard_rows)
         documents[f"ranges/{name}/zarr.json"] = fmt.plain_metadata(
-            [len(keys), 2], "float32", [rows, 2]
+            [rows, 2], "float32", [shard_rows, 2]
         )
     full = max(num_maps, 1)
     documents["index/digests/zarr.json"] = fmt.plain_metadata([num_maps, 32], "uint8", [full, 32])

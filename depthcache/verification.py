@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from depthcache import segment_format as fmt
 from depthcache.cache_reader import _read_fingerprint
-from depthcache.errors import CacheNotFoundError, DepthCacheError
+from depthcache.errors import CacheMismatchError, CacheNotFoundError, DepthCacheError
 from depthcache.object_stores import LocalStore, ObjectStore
 from depthcache.segment_reader import SegmentReader, read_seal
 
@@ -132,41 +131,57 @@ def verify_cache(root: str | Path) -> VerifyReport:
 def repair_cache(
     root: str | Path, images: Sequence[Path], model: str | Path, **options: Any
 ) -> dict[str, Any]:
-    """Remove exactly what is damaged or stray, then compute the depth that is missing then.
+    """Replace exactly what is damaged or missing, remove what is stray.
 
-    In a damaged segment whole shards are intact or not; the segment is unsealed and its damaged
-    objects are deleted, so that stage one resumes at exactly the missing shards when the plan is
-    the same, and computes the rest into a new segment otherwise.
+    Intact maps are copied; lost ones are computed anew. A segment of which a map is lost whose
+    image was not given stays as it is, and so do all later ones. A segment that a run is still
+    writing is left to that run.
 
     Args:
-        root: local root.
+        root: local root, or one fingerprint folder.
         images: files whose depth may have to be computed.
         model: depth model of the cache.
-        options: further arguments of `precompute_depth`.
-    """
-    from depthcache.precompute import precompute_depth
+        options: `revision`, `precision`, `device`, `batch_size` of `precompute_depth`.
 
-    folder = Path(root)
-    removed = 0
-    touched: set[str] = set()
-    for problem in verify_cache(folder).problems:
-        if "/segments/" in problem.segment:
-            touched.add(problem.segment)
-            path = folder / problem.segment / problem.object
-            if problem.kind in ("damaged", "stray") and path.is_file():
-                path.unlink()
-                removed += 1
-    for segment in touched:
-        (folder / segment / fmt.SEALED).unlink(missing_ok=True)
-    summary = precompute_depth(images, model, str(root), **options)
-    for segment in touched:
-        if not (folder / segment / fmt.SEALED).is_file():
-            shutil.rmtree(folder / segment, ignore_errors=True)
-    return {
-        "num_removed": removed,
-        "num_computed": summary.num_computed,
-        "num_failed": summary.num_failed,
-    }
+    Returns:
+        num_removed: stray objects; num_computed: maps; num_failed: always 0.
+
+    Raises:
+        CacheIncompleteError: an image is missing; the message lists the sha256 of such images.
+        CacheMismatchError: the damaged cache is another model's.
+    """
+    from depthcache.precompute import ImageDepths
+    from depthcache.segment_repair import has_index, repair_segment
+
+    folder = Path(root).resolve()
+    problems = verify_cache(folder).problems
+    if (folder / fmt.FINGERPRINT).is_file() or (folder / "segments").is_dir():
+        folder = folder.parent
+    store = LocalStore(folder)
+    totals = {"num_removed": 0, "num_computed": 0, "num_failed": 0}
+    depths = ImageDepths(images, model, **options)
+    name = fmt.fingerprint_folder(depths.fingerprint)
+    for place in dict.fromkeys(problem.segment for problem in problems):
+        cache, _, segment_id = place.partition("/segments/")
+        if cache.rpartition("-")[2] != name.rpartition("-")[2]:
+            raise CacheMismatchError(f"{place} is damaged, and not of this model, which is {name}")
+        if not segment_id:
+            store.put(f"{cache}/{fmt.FINGERPRINT}", fmt.canonical_json(depths.fingerprint))
+            continue
+        is_unsealed = not (folder / place / fmt.SEALED).is_file()
+        if is_unsealed and not has_index(store, place):
+            continue
+        done = repair_segment(
+            store,
+            place,
+            fingerprint=depths.fingerprint,
+            shapes=depths.shapes,
+            compute=depths.compute,
+            provenance={"model_source": depths.source, "repaired": True},
+        )
+        totals["num_removed"] += done.num_removed
+        totals["num_computed"] += done.num_computed
+    return totals
 
 
 def _folder_problem(kind: str, name: str, error: Exception) -> Problem:
