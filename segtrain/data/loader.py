@@ -14,6 +14,7 @@ from segtrain.data.augmentations import AugmentationSettings
 from segtrain.data.coco_boxes import ImageRecord
 from segtrain.data.mapper import TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler, SampleRequest
+from segtrain.errors import SegtrainError
 
 
 @dataclass(kw_only=True)
@@ -71,8 +72,11 @@ class InferenceSizeSettings:
     max_size: int = 1333
 
 
-class SampleDataset(Dataset[dict[str, Any]]):
+class SampleDataset(Dataset[dict[str, Any] | SegtrainError]):
     """Maps sample requests to samples; records are kept serialised, shared by all workers.
+
+    An error of this package is handed over as a value: torch would bury its message in the
+    worker's traceback.
 
     Args:
         records: images of the training set.
@@ -86,8 +90,11 @@ class SampleDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, request: SampleRequest) -> dict[str, Any]:
-        return self._mapper(self._records[request.index], request.position)
+    def __getitem__(self, request: SampleRequest) -> dict[str, Any] | SegtrainError:
+        try:
+            return self._mapper(self._records[request.index], request.position)
+        except SegtrainError as error:
+            return error
 
 
 def iterate_batches(
@@ -106,6 +113,9 @@ def iterate_batches(
         sampler: says which images come in which order.
         settings: workers and prefetching.
         pin_memory: for faster copies to a GPU.
+
+    Raises:
+        SegtrainError: whatever the mapper raised, in its own words.
     """
     loader = DataLoader(
         SampleDataset(records, mapper),
@@ -116,10 +126,14 @@ def iterate_batches(
         prefetch_factor=settings.prefetch_batches if settings.num_workers else None,
         pin_memory=pin_memory,
     )
-    return iter(loader)
+    for samples in loader:
+        for sample in samples:
+            if isinstance(sample, SegtrainError):
+                raise sample
+        yield samples
 
 
-def _keep_as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _keep_as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
