@@ -72,7 +72,9 @@ def plan_segment(
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows={shard_rows} must be positive")
-    buckets: dict[tuple[int, int], tuple[str, ...]] = dict.fromkeys(sorted(set(shapes.values())), ())
+    buckets: dict[tuple[int, int], tuple[str, ...]] = dict.fromkeys(
+        sorted(set(shapes.values())), ()
+    )
     members: dict[tuple[int, int], list[str]] = {shape: [] for shape in buckets}
     for key in sorted(shapes):
         members[shapes[key]].append(key)
