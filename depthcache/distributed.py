@@ -206,7 +206,7 @@ def compute_shard(
                     continue  # passing: the coordinator reports it, the next run tries again
             maps.update(_predict(model, pixels))
     if maps or failed:
-        write_shard(
+        failed = write_shard(
             open_store(root),
             prefix,
             shard,
@@ -215,7 +215,7 @@ def compute_shard(
             shard_rows=shard_rows,
             bits=DEFAULT_BITS,
         )
-    return list(maps)
+    return [key for key in maps if key not in failed]
 
 
 @contextmanager
