@@ -147,6 +147,13 @@ def initialise_weights(model: nn.Module, source: str) -> None:
     )
 
 
+def seed_all(seed: int) -> None:
+    """Seed every random generator that code of a run may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from it
+    torch.manual_seed(seed)
+
+
 def capture_random_state() -> dict[str, Any]:
     """State of all random generators of this process, as plain values and tensors."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries draw from it

@@ -34,6 +34,7 @@ from segtrain.checkpoints import (
     remove_old_checkpoints,
     restore_random_state,
     save_atomically,
+    seed_all,
 )
 from segtrain.data.coco_boxes import BoxDataset, read_coco_boxes
 from segtrain.data.loader import DataSettings, TrainLoaderSettings, iterate_batches
@@ -248,7 +249,6 @@ def train_model(
         raise CheckpointError(
             f"{run_dir} already holds checkpoints; resume that run, or choose another folder"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
     num_processes = settings.num_processes * settings.num_machines
     if num_processes == 1 or torch.distributed.is_initialized():
         return Trainer(cfg, run_dir, resume=resume, on_progress=on_progress).train()
@@ -294,7 +294,8 @@ class Trainer:
         self.loader_settings = read_settings(cfg.dataloader.train, TrainLoaderSettings)
         self.device = choose_device(self.settings.device)
 
-        torch.manual_seed(self.settings.seed)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        seed_all(self.settings.seed)
         self.dataset = self._read_dataset()
         self.model: Any = instantiate(cfg.model)
         if self.settings.init_checkpoint:
@@ -311,7 +312,7 @@ class Trainer:
         self.window = MetricsWindow()
         self.iteration = 0
         # Different processes draw different random numbers, where a backbone draws any.
-        torch.manual_seed(self.settings.seed * 1009 + comm.get_rank())
+        seed_all(self.settings.seed * 1009 + comm.get_rank())
         if resume:
             self._load_newest_checkpoint()
         self.num_resumed = self.iteration

@@ -288,9 +288,10 @@ class CondInst(nn.Module):
         parameters = F.linear(
             patches[chosen], self.controller.weight.flatten(1), self.controller.bias
         )
+        mask_features = self.mask_branch(features).float()
         with torch.autocast(self.device.type, enabled=False):
             mask_logits, depth = run_dynamic_head(
-                self.mask_branch(features).float(),
+                mask_features,
                 parameters.float(),
                 targets.locations[chosen],
                 self.mask_head.sizes_of_interest[targets.levels[chosen]],
