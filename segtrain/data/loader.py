@@ -125,6 +125,9 @@ def iterate_batches(
         worker_init_fn=_limit_worker_threads,
         prefetch_factor=settings.prefetch_batches if settings.num_workers else None,
         pin_memory=pin_memory,
+        # Starting workers draws a seed: from the default generator, it would shift the random
+        # state of a run each time that it is resumed.
+        generator=torch.Generator(),
     )
     for samples in loader:
         for sample in samples:
