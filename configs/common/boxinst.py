@@ -16,6 +16,7 @@ model = LazyCall(build_condinst)(
     color=True,
     color_threshold=0.3,
     depth_weight=1.0,
+    depth_warmup=False,
     consistency=False,
     depth_threshold=0.5,
     # 10,000 of 90,000 iterations, as a share of the run.

@@ -90,6 +90,9 @@ class LossSettings:
         color: whether the colour term of BoxInst takes part.
         color_threshold: least colour similarity of an edge.
         depth_weight: λ_depth, with the depth layer.
+        depth_warmup: whether λ_depth grows as the pairwise terms do. Eq. 6 holds it constant, which
+            a long learning-rate warm-up forgives; in a short schedule the depth loss then closes
+            the gate before the masks exist, and they stay empty (docs/training.md).
         consistency: whether the depth consistency term takes part.
         depth_threshold: τ, least depth similarity of an edge.
         consistency_inside_box_only: whether only edges whose centre is in the box count.
@@ -101,6 +104,7 @@ class LossSettings:
     color: bool = True
     color_threshold: float = 0.3
     depth_weight: float = 1.0
+    depth_warmup: bool = False
     consistency: bool = False
     depth_threshold: float = 0.5
     consistency_inside_box_only: bool = True
@@ -341,6 +345,7 @@ class CondInst(nn.Module):
         if depth_IHW is not None:
             losses["loss_depth"] = (
                 settings.depth_weight
+                * (self._warmup() if settings.depth_warmup else 1.0)
                 * depth_loss(depth_IHW, inverse_depth, image_indices_I, extents_I4)
                 if inverse_depth is not None and settings.depth_weight > 0
                 else depth_IHW.sum() * 0.0
@@ -401,8 +406,12 @@ class CondInst(nn.Module):
         if not names:
             return {}
         values = pairwise_losses(mask_logits_IHW, edges, image_indices_I, extents)
-        warmup = min((self._iteration + 1) / max(settings.warmup_iterations, 1), 1.0)
+        warmup = self._warmup()
         return {name: value * warmup for name, value in zip(names, values, strict=True)}
+
+    def _warmup(self) -> float:
+        """w(t) of Eq. 6."""
+        return min((self._iteration + 1) / max(self.loss_settings.warmup_iterations, 1), 1.0)
 
     def _depth_on_mask_grid(
         self, batched_inputs: BatchedInputs, padded_size: tuple[int, int]
