@@ -49,9 +49,13 @@ def dequantise(
     Raises:
         ValueError: a code is 0, which is no value.
     """
-    if codes.size and not codes.all():
+    if codes.size and codes.min() == 0:
         raise ValueError("the map has cells without a value (code 0)")
     step, levels = 1 << (16 - bits), (1 << bits) - 2
     low, high = value_range
     scale = (high - low) / (levels * step)
-    return (codes.astype(np.float32) - np.float32(step)) * np.float32(scale) + np.float32(low)
+    values = codes.astype(np.float32)
+    values -= np.float32(step)
+    values *= np.float32(scale)
+    values += np.float32(low)
+    return values
