@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from segtrain.errors import CheckpointError
+from segtrain.modeling.checkpoint_conversion import load_weights as load_fitting_weights
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,10 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
 
 
 def initialise_weights(model: nn.Module, source: str) -> None:
-    """Start a model from weights that may fit it in part only (other classes, no depth layer).
+    """Start a model from weights that may fit it in part only, for example of other classes.
+
+    Weights without a depth layer keep their masks in a model with one: see
+    `segtrain.modeling.checkpoint_conversion.add_depth_layer`.
 
     Args:
         model: changed in place.
@@ -128,23 +132,16 @@ def initialise_weights(model: nn.Module, source: str) -> None:
         backbone: Any = model.backbone
         DetectionCheckpointer(backbone.bottom_up).load(source)
         return
-    state = load_state(Path(source))
-    weights = state.get("model", state)
-    own = model.state_dict()
-    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
+    report = load_fitting_weights(model, source, allow_differences=True)
+    if not report.loaded:
         raise CheckpointError(
-            f"train.init_checkpoint={source}: none of its {len(weights)} entries fits the model"
+            f"train.init_checkpoint={source}: none of its {len(report.unknown)} entries fits the "
+            "model"
         )
-    model.load_state_dict(fitting, strict=False)
-    skipped = sorted(own.keys() - fitting.keys())
-    logger.info(
-        "started from %s: %d of %d entries; freshly initialised: %s",
-        source,
-        len(fitting),
-        len(own),
-        ", ".join(skipped[:8]) + (" …" if len(skipped) > 8 else "") if skipped else "none",
-    )
+    if report.is_complete:
+        logger.info("started from %s: all entries", source)
+    else:
+        logger.info("started from %s, except for\n%s", source, report.describe())
 
 
 def seed_all(seed: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from segtrain.errors import CheckpointError
 from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.dynamic_mask_head import HIDDEN, DepthForm, num_mask_parameters
 
@@ -20,10 +21,6 @@ _DDP_PREFIX = "module."
 _OPTIONAL = ("num_batches_tracked", "mask_head._iter", "mask_head.sizes_of_interest")
 # Constants that published files carry and this model does not.
 _IGNORED = ("pixel_mean", "pixel_std")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or does not belong to the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,8 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         CheckpointError: not a checkpoint, or not a harmless one.
     """
     path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with warnings.catch_warnings():
             # detectron2's pickles use a newer protocol; `_read_array_pickle` is there for them.

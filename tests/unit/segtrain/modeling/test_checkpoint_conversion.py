@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from segtrain.checkpoints import initialise_weights
+from segtrain.errors import CheckpointError
 from segtrain.modeling.backbones import build_resnet_fpn
 from segtrain.modeling.build import build_condinst
 from segtrain.modeling.checkpoint_conversion import (
-    CheckpointError,
     convert_adelaidet,
     load_weights,
     read_checkpoint,
@@ -46,6 +47,7 @@ def test_wrapped_and_prefixed_files_load(
 def test_a_new_depth_layer_keeps_the_masks(
     make_model: Callable[..., CondInst],
     make_batch: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
     form: str,
 ) -> None:
     plain = make_model(score_threshold=0.0, num_detections=20).eval()
@@ -53,7 +55,9 @@ def test_a_new_depth_layer_keeps_the_masks(
     guided = make_model(
         score_threshold=0.0, num_detections=20, depth_layer=True, depth_form=form
     ).eval()
-    assert load_weights(guided, plain.state_dict()).is_complete
+    # The way of train.init_checkpoint, on a file as training leaves it.
+    torch.save({"model": plain.state_dict(), "iteration": 7}, tmp_path / "plain.pth")
+    initialise_weights(guided, str(tmp_path / "plain.pth"))
     image = [make_batch()[0]["image"]]
     (_, before), (_, after) = (
         plain.predict_soft_masks(image)[0],
@@ -61,6 +65,16 @@ def test_a_new_depth_layer_keeps_the_masks(
     )
     assert before.std() > 0.01
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_start_that_fits_nothing_is_refused(
+    make_model: Callable[..., CondInst], tmp_path: Path
+) -> None:
+    torch.save({"model": {"surprise": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="none of its 1 entries"):
+        initialise_weights(make_model(), str(tmp_path / "other.pth"))
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        initialise_weights(make_model(), str(tmp_path / "absent.pth"))
 
 
 def test_differences_are_named_and_refused(make_model: Callable[..., CondInst]) -> None:
