@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Name in the table → config. The two differ only in the switches of the method.
 METHODS = {"BoxInst": "configs/demo/boxinst.py", "ours": "configs/demo/full.py"}
+# Trained first; both methods start from its weights.
+START = "configs/demo/start.py"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,13 +56,18 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
             output,
             command=["demo", "--output", str(output), "--seed", str(seed)],
             config={"resolved": {"seed": seed, "methods": METHODS}},
-            stages=["data", "depth", *METHODS, "report"],
+            stages=["data", "depth", "start", *METHODS, "report"],
         )
         configs = {name: load_config(path) for name, path in METHODS.items()}
-        _make_data(manifest, configs, seed)
+        start = load_config(START)
+        _make_data(manifest, [start, *configs.values()], seed)
         cache = _compute_depth(manifest, configs)
+        with manifest.running("start", {"seed": seed, "config": START}) as record:
+            start_weights = run_train_stage(_open_stage(output, START, start, ["train"]), start)
+            record.outputs = {"weights": str(start_weights)}
         results = []
         for name, config in configs.items():
+            config.train.init_checkpoint = str(start_weights)
             with manifest.running(name, {"seed": seed, "config": METHODS[name]}) as record:
                 results.append(_train_and_evaluate(output, name, config))
                 record.outputs = {"weights": str(results[-1].weights)}
@@ -75,14 +83,14 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
     )
 
 
-def _make_data(manifest: Manifest, configs: dict[str, Any], seed: int) -> None:
+def _make_data(manifest: Manifest, configs: Sequence[Any], seed: int) -> None:
     with manifest.running("data", {"seed": seed}) as record:
         for split in SPLITS:
             # The seed is in the name: another seed must not reuse these scenes.
             folder = manifest.folder / "data" / f"seed-{seed}" / split
             paths = make_demo_split(folder, split, seed=seed)
             record.outputs[split] = str(folder)
-            for config in configs.values():
+            for config in configs:
                 set_dataset_paths(config, split, paths)
                 config.train.seed = seed
 
@@ -96,13 +104,19 @@ def _compute_depth(manifest: Manifest, configs: dict[str, Any]) -> str:
 
 
 def _train_and_evaluate(output: Path, name: str, config: Any) -> RunResult:
-    folder = output / Path(METHODS[name]).stem
-    manifest = open_manifest(
-        folder,
-        command=[],
-        config={"path": METHODS[name], "assignments": [], "resolved": take_snapshot(config)},
-        stages=["train", "eval"],
-    )
+    manifest = _open_stage(output, METHODS[name], config, ["train", "eval"])
     weights = run_train_stage(manifest, config)
     metrics = run_eval_stage(manifest, config, weights)
-    return RunResult(name=name, folder=folder, config=config, weights=weights, metrics=metrics)
+    return RunResult(
+        name=name, folder=manifest.folder, config=config, weights=weights, metrics=metrics
+    )
+
+
+def _open_stage(output: Path, path: str, config: Any, stages: list[str]) -> Manifest:
+    """The manifest of one config's own folder under the demo's."""
+    return open_manifest(
+        output / Path(path).stem,
+        command=[],
+        config={"path": path, "assignments": [], "resolved": take_snapshot(config)},
+        stages=stages,
+    )
