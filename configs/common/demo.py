@@ -1,7 +1,7 @@
 """256×256 synthetic scenes, minutes on two cores: everything but the model.
 
-The pictures are enlarged to 384 pixels: on the mask grid, neighbours are 8 input pixels apart, which
-is the width of a tiny object at 256.
+The pictures are enlarged to 384 pixels: on the mask grid, neighbours are 8 input pixels apart,
+the width of a tiny object at 256.
 """
 
 from __future__ import annotations
