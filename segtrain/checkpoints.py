@@ -65,6 +65,16 @@ def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_partial_files(run_dir: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in a run's folder.
+
+    Nobody else may be writing there.
+    """
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for path in folder.glob(".*.pth.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU, without running code from it.
 
