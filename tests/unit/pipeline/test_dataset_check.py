@@ -33,7 +33,10 @@ def _document(annotations, images=(IMAGE,), categories=({"id": 1, "name": "x"},)
 
 
 def _kinds(document):
-    return collections.Counter(problem.kind for problem in check_document(document))
+    kinds = collections.Counter(problem.kind for problem in check_document(document))
+    # Most of the documents below have one category, which is told each time.
+    assert kinds.pop("single_category", 0) == (len(document["categories"]) == 1)
+    return kinds
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,11 @@ def test_boxes(box, kind):
     ("document", "expected"),
     [
         (_document([{}]), {}),
+        (
+            _document([{"bbox": [1, 1, 1 + i % 20, 1 + i // 20]} for i in range(500)]),
+            {"many_boxes": 1},
+        ),
+        (_document([{"bbox": [9, 9, 0, 5]}]), {"box_zero_size": 1, "image_without_boxes": 1}),
         (_document([{"iscrowd": 1}]), {"crowd_box": 1, "image_without_boxes": 1}),
         (_document([]), {"image_without_boxes": 1, "unused_category": 1}),
         (_document([{}, {}]), {"duplicate_box": 1}),
@@ -101,12 +109,13 @@ def test_files(tmp_path):
     (tmp_path / "ann.json").write_text(json.dumps(document))
     report = check_dataset(tmp_path / "ann.json", tmp_path)
     assert {(problem.kind, problem.file_name) for problem in report.problems} == {
+        ("single_category", None),
         ("wrong_image_size", "size.png"),
         ("unreadable_file", "cut.jpg"),
         ("duplicate_image_bytes", "copy.png"),
         ("missing_file", "absent.png"),
     }
-    assert report.num_refused == 3
+    assert (report.num_refused, report.num_left_out) == (3, 0)
     assert set(report.count_kinds()) <= set(PROBLEM_KINDS)
 
 
