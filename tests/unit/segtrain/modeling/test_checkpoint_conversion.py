@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +42,23 @@ def test_wrapped_and_prefixed_files_load(
     torch.nn.init.ones_(other.controller.weight)
     assert load_weights(other, tmp_path / "out.pth").is_complete
     assert torch.equal(other.controller.weight, model.controller.weight)
+
+
+def test_what_a_checkpointer_keeps_beside_the_weights_does_not_matter(
+    make_model: Callable[..., CondInst], tmp_path: Path
+) -> None:
+    model = make_model()
+    content = {
+        "model": model.state_dict(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1).state_dict(),
+        "scheduler": {"milestones": Counter([6, 8]), "gamma": np.float64(0.1)},
+        "iteration": np.int64(89_999),
+        "__author__": "someone",
+    }
+    for legacy in (False, True):
+        torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=not legacy)
+        state = read_checkpoint(tmp_path / "in.pth")
+        assert state.keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("form", ["multiply", "add"])
