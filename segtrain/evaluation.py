@@ -59,6 +59,7 @@ def evaluate_model(
     )
     require_num_classes(dataset, data.num_classes, data.test_json)
     model = load_trained_model(cfg, weights, categories=dataset.categories)
+    categories = match_categories(model.categories, dataset.categories)
 
     results: list[dict[str, Any]] = []
     seconds = 0.0
@@ -70,8 +71,7 @@ def evaluate_model(
         results += instances_to_results(
             instances,
             image_id=record.image_id,
-            # Evaluation goes by the file's ids, whatever ids the training set had.
-            categories=dataset.categories,
+            categories=categories,
         )
         if on_progress is not None:
             on_progress(done, len(dataset.records))
@@ -94,6 +94,30 @@ def evaluate_model(
             )
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
     return metrics
+
+
+def match_categories(
+    known: list[dict[str, Any]], wanted: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The test file's category of each class that the weights know.
+
+    Args:
+        known: `{"id", "name"}` by class index, as the weights name them.
+        wanted: the test file's categories, in the order of their ids.
+
+    Returns:
+        `wanted` in the order of `known` when both name the same classes, whatever ids each file
+        uses; else as it is, class by class, which the log tells.
+    """
+    by_name = {item["name"]: item for item in wanted}
+    if len(by_name) == len(wanted) and {item["name"] for item in known} == set(by_name):
+        return [by_name[item["name"]] for item in known]
+    logger.warning(
+        "the weights know the classes %s, the test file names %s; they are taken in this order",
+        ", ".join(str(item["name"]) for item in known[:10]),
+        ", ".join(str(item["name"]) for item in wanted[:10]),
+    )
+    return wanted
 
 
 def measure_average_precision(

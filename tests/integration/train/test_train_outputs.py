@@ -13,7 +13,11 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from segtrain.errors import CheckpointError
-from segtrain.evaluation import evaluate_model, measure_average_precision
+from segtrain.evaluation import (
+    evaluate_model,
+    match_categories,
+    measure_average_precision,
+)
 from segtrain.labelling import label_dataset
 from segtrain.prediction import predict_images
 from segtrain.training import train_model
@@ -48,6 +52,35 @@ def test_evaluation_measures_boxes_and_masks(
     assert 0 <= metrics["segm"]["AP50"] <= 100
     assert json.loads((tmp_path / "metrics.json").read_text())["segm"] == metrics["segm"]
     assert len(json.loads((tmp_path / "results.json").read_text())) == metrics["num_results"]
+
+
+def test_test_dev_file_without_annotations_gives_a_result_file(
+    tmp_path: Path,
+    load_tiny: Callable[..., Any],
+    weights: Path,
+    scenes: Path,
+    change_annotations: Callable[..., Path],
+) -> None:
+    source = change_annotations(lambda document: document.pop("annotations"))
+    metrics = evaluate_model(load_tiny(SHORT | {"data.test_json": str(source)}), weights, tmp_path)
+    assert "segm" not in metrics
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == metrics["num_results"] > 0
+    keys = {"image_id", "category_id", "bbox", "score", "segmentation"}
+    assert all(set(result) == keys for result in results)
+    # The server reads it as pycocotools does.
+    truth = COCO(str(scenes / "annotations.json"))
+    assert len(truth.loadRes(str(tmp_path / "results.json")).anns) == len(results)
+
+
+def test_classes_are_matched_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    known = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    wanted = [{"id": 5, "name": "dog"}, {"id": 9, "name": "cat"}]
+    assert match_categories(known, wanted) == wanted[::-1]
+    assert caplog.text == ""
+    others = [{"id": 1, "name": "class 1"}, {"id": 2, "name": "class 2"}]
+    assert match_categories(others, wanted) == wanted
+    assert "taken in this order" in caplog.text
 
 
 def test_true_objects_as_results_have_full_ap(scenes: Path) -> None:
