@@ -286,13 +286,11 @@ def train_model(
     return TrainSummary(**json.loads((run_dir / _SUMMARY_FILE).read_text()))
 
 
-def _train_in_process(cfg: Any, run_dir: Path, resume: bool, failures: Any = None) -> None:
+def _train_in_process(cfg: Any, run_dir: Path, resume: bool, failures: Any) -> None:
     try:
         Trainer(cfg, run_dir, resume=resume).train()
     except SegtrainError as error:
-        # One machine with one process has no parent that waits for it.
-        if failures is not None:
-            failures.put(error)
+        failures.put(error)
         raise
 
 
@@ -415,7 +413,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        average_buffers(self.model)
+        average_batch_statistics(self.model)
         if self.teacher is not None:
             update_teacher(self.teacher, self.model, self.settings.teacher_momentum)
         self.iteration += 1
@@ -711,13 +709,19 @@ def make_teacher(student: nn.Module) -> nn.Module:
     return teacher
 
 
-def average_buffers(model: nn.Module) -> None:
-    """Give all processes the mean of their buffers, such as batch norm's running statistics.
+def average_batch_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of their batch norms' running statistics.
 
     Without it each process's teacher would follow its own, and a resumed run the first one's.
     """
     num_processes = comm.get_world_size()
-    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
     if num_processes == 1 or not buffers:
         return
     flat = torch.cat([buffer.flatten().float() for buffer in buffers])
