@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.cli import invoke
 from pipeline.dataset_check import (
     PROBLEM_KINDS,
     check_dataset,
@@ -124,3 +125,16 @@ def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "ann.json").write_text(text)
     with pytest.raises(UsageError):
         load_coco_document(tmp_path / "ann.json")
+
+
+def test_command_takes_the_file_either_way_and_tells_by_its_exit_code(tmp_path, capsys):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(_document([{}])))
+    bad.write_text(json.dumps(_document([{}, {"bbox": [float("nan"), 0, 5, 5]}])))
+    assert invoke(["data", "check", str(good)]) == 0
+    assert invoke(["data", "check", "--coco", str(bad)]) == 3
+    assert "left out      1 × box_not_finite" in capsys.readouterr().out
+    assert invoke(["data", "check"]) == 2
+    assert invoke(["data", "check", str(good), "--coco", str(bad)]) == 2
+    assert invoke(["data", "check", str(good), "--cache", str(tmp_path)]) == 2
+    assert "--cache needs --images" in capsys.readouterr().err
