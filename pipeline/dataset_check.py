@@ -14,7 +14,8 @@ from typing import Any
 
 from pipeline.errors import UsageError
 
-# What training does with each kind. `handled` ones are told; `refused` ones must be corrected.
+# What training does with each kind: `handled` ones are used as the text says; `left out` ones are
+# counted in the log, or stop the run with data.bad_boxes=refuse; `refused` ones stop it.
 PROBLEM_KINDS: Mapping[str, tuple[str, str]] = {
     "image_without_boxes": (
         "handled",
@@ -22,27 +23,38 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str]] = {
     ),
     "crowd_box": ("handled", "crowd region; ignored in training and in evaluation"),
     "category_id_gap": ("handled", "category ids have gaps; mapped to 0…K−1"),
+    "single_category": ("handled", "one category only; set data.num_classes=1"),
     "unused_category": ("handled", "category without a box"),
+    "many_boxes": (
+        "handled",
+        "more boxes in an image than are detected (100); all are trained on, which takes memory",
+    ),
     "duplicate_box": ("handled", "same image, category and box as an earlier annotation"),
     "duplicate_image_bytes": ("handled", "two file names, same bytes; depth is computed once"),
+    "duplicate_annotation_id": (
+        "handled",
+        "two annotations with one id; training takes both, COCO's evaluation only one",
+    ),
+    "duplicate_file_name": ("handled", "two images with one file name; trained on twice"),
     "box_partly_outside": ("handled", "box reaches outside the image; clipped"),
-    "box_outside_image": ("refused", "box lies wholly outside the image"),
-    "box_not_finite": ("refused", "box has NaN or infinite coordinates"),
-    "box_inverted": ("refused", "box has negative width or height"),
-    "box_zero_size": ("refused", "box has no width or no height"),
-    "box_malformed": ("refused", "bbox is not a list of four numbers"),
+    "box_outside_image": ("left out", "box lies wholly outside the image"),
+    "box_not_finite": ("left out", "box has NaN or infinite coordinates"),
+    "box_inverted": ("left out", "box has negative width or height"),
+    "box_zero_size": ("left out", "box has no width or no height"),
+    "box_malformed": ("left out", "bbox is not a list of four numbers"),
     "unknown_category": ("refused", "category_id is not in categories"),
     "unknown_image": ("refused", "image_id is not in images"),
     "wrong_image_size": ("refused", "width and height differ from the file's, EXIF applied"),
     "missing_file": ("refused", "image file does not exist"),
     "unreadable_file": ("refused", "image file does not decode"),
     "duplicate_image_id": ("refused", "two images with one id"),
-    "duplicate_annotation_id": ("refused", "two annotations with one id"),
-    "duplicate_file_name": ("refused", "two images with one file name"),
+    "missing_depth": ("refused", "the depth cache has no map for the image"),
     "entry_malformed": ("refused", "an entry lacks a field or has one of the wrong type"),
 }
 # Coordinates are rounded to 2 decimals in many data sets, so a box may reach this far outside.
 _EDGE_TOLERANCE_PIXELS = 1.0
+# What COCO's evaluation looks at and the model gives per image.
+_MAX_DETECTIONS = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +76,9 @@ class Problem:
     file_name: str | None = None
 
     @property
-    def is_refused(self) -> bool:
-        """Whether training refuses this rather than handling it."""
-        return PROBLEM_KINDS[self.kind][0] == "refused"
+    def is_bad(self) -> bool:
+        """Whether training leaves this out or refuses it, rather than using it."""
+        return PROBLEM_KINDS[self.kind][0] != "handled"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,15 +103,22 @@ class DatasetReport:
         return {kind: counter[kind] for kind in PROBLEM_KINDS if counter[kind]}
 
     @property
+    def num_left_out(self) -> int:
+        """Findings that training leaves out."""
+        return sum(PROBLEM_KINDS[problem.kind][0] == "left out" for problem in self.problems)
+
+    @property
     def num_refused(self) -> int:
         """Findings that training refuses."""
-        return sum(problem.is_refused for problem in self.problems)
+        return sum(PROBLEM_KINDS[problem.kind][0] == "refused" for problem in self.problems)
 
 
 def check_dataset(
     annotations: Path,
     images: Path | None,
     *,
+    cache: str | None = None,
+    fingerprint: str | None = None,
     decodes: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetReport:
@@ -108,6 +127,8 @@ def check_dataset(
     Args:
         annotations: COCO JSON.
         images: folder of the images; None leaves the files unchecked.
+        cache: root of the depth cache that training would read; None leaves depth unchecked.
+        fingerprint: which model's maps of the cache.
         decodes: decode every image rather than read its header only.
         progress: called with images done and in total.
 
@@ -120,6 +141,8 @@ def check_dataset(
         if not images.is_dir():
             raise UsageError(f"image folder {images} does not exist")
         problems += _check_files(_entries(document, "images"), images, decodes, progress)
+        if cache is not None:
+            problems += _check_depth(_entries(document, "images"), images, cache, fingerprint)
     return DatasetReport(
         num_images=len(document["images"]),
         num_boxes=len(document["annotations"]),
@@ -164,15 +187,17 @@ def check_document(document: Mapping[str, Any]) -> Iterable[Problem]:
     if integer_ids and integer_ids[-1] - integer_ids[0] + 1 != len(integer_ids):
         gaps = sorted(set(range(integer_ids[0], integer_ids[-1])) - set(integer_ids))
         yield Problem(kind="category_id_gap", detail=f"ids {gaps} are not used")
+    if len(category_ids) == 1:
+        yield Problem(kind="single_category", detail=f"id {category_ids[0]}")
     seen_boxes: set[tuple[Any, ...]] = set()
-    images_with_boxes: set[Any] = set()
+    num_boxes: collections.Counter[Any] = collections.Counter()
     used_categories: set[Any] = set()
     for annotation in _entries(document, "annotations"):
         found = list(_check_annotation(annotation, images, set(category_ids)))
         yield from found
         used_categories.add(annotation.get("category_id"))
-        if not any(problem.is_refused or problem.kind == "crowd_box" for problem in found):
-            images_with_boxes.add(annotation["image_id"])
+        if not any(problem.is_bad or problem.kind == "crowd_box" for problem in found):
+            num_boxes[annotation["image_id"]] += 1
         box = annotation.get("bbox")
         if isinstance(box, list):
             identity = (annotation.get("image_id"), annotation.get("category_id"), *map(str, box))
@@ -180,13 +205,17 @@ def check_document(document: Mapping[str, Any]) -> Iterable[Problem]:
                 yield _annotation_problem("duplicate_box", annotation, f"bbox {box}")
             seen_boxes.add(identity)
     for image_id, image in images.items():
-        if image_id not in images_with_boxes:
+        name = image.get("file_name")
+        if num_boxes[image_id] == 0:
             yield Problem(
                 kind="image_without_boxes",
                 detail="no usable box",
                 image_id=image_id,
-                file_name=image.get("file_name"),
+                file_name=name,
             )
+        if num_boxes[image_id] > _MAX_DETECTIONS:
+            detail = f"{num_boxes[image_id]} boxes"
+            yield Problem(kind="many_boxes", detail=detail, image_id=image_id, file_name=name)
     for category in _entries(document, "categories"):
         if category.get("id") not in used_categories:
             yield Problem(
@@ -326,6 +355,28 @@ def _check_file(entry: Mapping[str, Any], folder: Path, decodes: bool) -> list[P
         stated = f"{entry.get('width')}×{entry.get('height')}"
         return found("wrong_image_size", f"stated {stated}, the file has {width}×{height}")
     return []
+
+
+def _check_depth(
+    entries: list[dict[str, Any]], folder: Path, cache: str, fingerprint: str | None
+) -> list[Problem]:
+    from depthcache import DepthCache, image_key
+
+    names = [entry["file_name"] for entry in entries if isinstance(entry.get("file_name"), str)]
+    keys = {
+        name: image_key((folder / name).read_bytes()) for name in names if (folder / name).is_file()
+    }
+    absent = set(DepthCache.open(cache, fingerprint=fingerprint).missing(set(keys.values())))
+    return [
+        Problem(
+            kind="missing_depth",
+            detail=f"no map for sha256 {keys[entry['file_name']]} in {cache}",
+            image_id=entry.get("id"),
+            file_name=entry["file_name"],
+        )
+        for entry in entries
+        if keys.get(entry.get("file_name")) in absent
+    ]
 
 
 def read_image_size(path: Path, *, decodes: bool) -> tuple[int, int]:

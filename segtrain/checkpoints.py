@@ -14,10 +14,16 @@ import torch
 from torch import nn
 
 from segtrain.errors import CheckpointError
-from segtrain.modeling.checkpoint_conversion import load_weights as load_fitting_weights
+from segtrain.modeling.checkpoint_conversion import (
+    match_depth_layer,
+    read_array_pickle,
+    read_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
+# Where weights may belong: the whole model, its pyramid, its backbone, timm's model in that.
+_BACKBONE_PREFIXES = ("", "backbone.", "backbone.bottom_up.", "backbone.bottom_up.model.")
 _NAME = re.compile(r"iteration_(\d{8})\.pth")
 
 
@@ -66,6 +72,16 @@ def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_partial_files(run_dir: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in a run's folder.
+
+    Nobody else may be writing there.
+    """
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for path in folder.glob(".*.pth.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU, without running code from it.
 
@@ -88,6 +104,8 @@ def load_state(path: Path) -> dict[str, Any]:
 def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
     """Load a model's weights for inference; every key must fit.
 
+    A depth layer that the weights lack is added so that their masks stay.
+
     Args:
         model: changed in place.
         path: a checkpoint of this project, or a converted one.
@@ -99,7 +117,7 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
         CheckpointError: unreadable, or keys or shapes differ from the model's.
     """
     state = load_state(path)
-    weights = state.get("model", state)
+    weights = match_depth_layer(model, state.get("model", state))
     problems = _describe_differences(model, weights)
     if problems:
         raise CheckpointError(
@@ -114,34 +132,54 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
 
 
 def initialise_weights(model: nn.Module, source: str) -> None:
-    """Start a model from weights that may fit it in part only, for example of other classes.
+    """Start a model from weights that may fit it in part only (other classes, a backbone alone).
 
-    Weights without a depth layer keep their masks in a model with one: see
-    `segtrain.modeling.checkpoint_conversion.add_depth_layer`.
+    A depth layer that a CondInst or BoxInst checkpoint lacks is added so that its masks stay.
 
     Args:
         model: changed in place.
-        source: a `.pth` file, or a detectron2 backbone (`.pkl` or an address of its model zoo).
+        source: a `.pth` file of a whole model or of a backbone, or a detectron2 backbone (`.pkl`,
+            or an address of its model zoo).
 
     Raises:
-        CheckpointError: unreadable, or nothing fits.
+        CheckpointError: absent, unreadable, or nothing fits.
     """
+    own = model.state_dict()
     if source.endswith(".pkl") or "://" in source:
-        from detectron2.checkpoint import DetectionCheckpointer
-
-        backbone: Any = model.backbone
-        DetectionCheckpointer(backbone.bottom_up).load(source)
-        return
-    report = load_fitting_weights(model, source, allow_differences=True)
-    if not report.loaded:
-        raise CheckpointError(
-            f"train.init_checkpoint={source}: none of its {len(report.unknown)} entries fits the "
-            "model"
-        )
-    if report.is_complete:
-        logger.info("started from %s: all entries", source)
+        weights = _read_zoo_backbone(model, source)
     else:
-        logger.info("started from %s, except for\n%s", source, report.describe())
+        try:
+            weights = match_depth_layer(model, read_checkpoint(source))
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"train.init_checkpoint={source}: there is no such file; set it to one, or to null "
+                "to start from random weights"
+            ) from error
+    # Weights of a backbone alone do not know where it stands in the detector.
+    fitting: dict[str, torch.Tensor] = max(
+        (
+            {
+                prefix + key: value
+                for key, value in weights.items()
+                if prefix + key in own and own[prefix + key].shape == value.shape
+            }
+            for prefix in _BACKBONE_PREFIXES
+        ),
+        key=len,
+    )
+    if not fitting:
+        raise CheckpointError(
+            f"train.init_checkpoint={source}: none of its {len(weights)} entries fits the model"
+        )
+    model.load_state_dict(fitting, strict=False)
+    skipped = sorted(own.keys() - fitting.keys())
+    logger.info(
+        "started from %s: %d of %d entries; freshly initialised: %s",
+        source,
+        len(fitting),
+        len(own),
+        ", ".join(skipped[:8]) + (" …" if len(skipped) > 8 else "") if skipped else "none",
+    )
 
 
 def seed_all(seed: int) -> None:
@@ -171,6 +209,32 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _read_zoo_backbone(model: Any, source: str) -> dict[str, torch.Tensor]:
+    """A detectron2 or Caffe2 backbone under the names that the model's own has."""
+    from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+    from detectron2.utils.file_io import PathManager
+
+    try:
+        path = Path(PathManager.get_local_path(source))
+        content = read_array_pickle(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"train.init_checkpoint={source} cannot be fetched: {error}. Set it to a file on this "
+            "machine, or to null to start from random weights"
+        ) from error
+    is_caffe2 = not ("model" in content and "__author__" in content)
+    arrays = content.get("blobs", content) if is_caffe2 else content["model"]
+    weights = {
+        key: torch.as_tensor(value)
+        for key, value in arrays.items()
+        if not key.endswith("_momentum") and hasattr(value, "shape")
+    }
+    body = model.backbone.bottom_up
+    if is_caffe2 or content.get("matching_heuristics", False):
+        weights = align_and_update_state_dicts(body.state_dict(), weights, c2_conversion=is_caffe2)
+    return weights
 
 
 def _describe_differences(model: nn.Module, weights: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from segtrain.cityscapes_evaluation import measure_cityscapes_precision
 from segtrain.data.coco_boxes import read_coco_boxes
 from segtrain.data.loader import DataSettings
 from segtrain.data.mapper import read_image
@@ -44,13 +45,21 @@ def evaluate_model(
 
     Returns:
         `bbox` and `segm`: AP, AP50, AP75, APs, APm, APl in percent (None where no object counts)
-        and `per_category`; `num_images`, `num_results`, `seconds_per_image`. Without annotations
-        in the file (test-dev), only the counts.
+        and `per_category`; with `data.test_cityscapes_truth` also `cityscapes`; `num_images`,
+        `num_results`, `seconds_per_image`. Without annotations in the file (test-dev), only the
+        counts.
     """
     data = read_settings(cfg.data, DataSettings)
-    dataset = read_coco_boxes(data.test_json, data.test_images, keep_images_without_boxes=True)
+    dataset = read_coco_boxes(
+        data.test_json,
+        data.test_images,
+        keep_images_without_boxes=True,
+        # COCO's test-dev lists images and categories only.
+        needs_annotations=False,
+    )
     require_num_classes(dataset, data.num_classes, data.test_json)
     model = load_trained_model(cfg, weights, categories=dataset.categories)
+    categories = match_categories(model.categories, dataset.categories)
 
     results: list[dict[str, Any]] = []
     seconds = 0.0
@@ -62,9 +71,7 @@ def evaluate_model(
         results += instances_to_results(
             instances,
             image_id=record.image_id,
-            file_name=record.file_name,
-            # Evaluation goes by the file's ids, whatever ids the training set had.
-            categories=dataset.categories,
+            categories=categories,
         )
         if on_progress is not None:
             on_progress(done, len(dataset.records))
@@ -78,8 +85,39 @@ def evaluate_model(
     }
     if dataset.num_boxes:
         metrics |= measure_average_precision(Path(data.test_json), results)
+        if data.test_cityscapes_truth is not None:
+            metrics["cityscapes"] = measure_cityscapes_precision(
+                dataset.records,
+                results,
+                Path(data.test_cityscapes_truth),
+                out_dir / "cityscapes",
+            )
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
     return metrics
+
+
+def match_categories(
+    known: list[dict[str, Any]], wanted: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The test file's category of each class that the weights know.
+
+    Args:
+        known: `{"id", "name"}` by class index, as the weights name them.
+        wanted: the test file's categories, in the order of their ids.
+
+    Returns:
+        `wanted` in the order of `known` when both name the same classes, whatever ids each file
+        uses; else as it is, class by class, which the log tells.
+    """
+    by_name = {item["name"]: item for item in wanted}
+    if len(by_name) == len(wanted) and {item["name"] for item in known} == set(by_name):
+        return [by_name[item["name"]] for item in known]
+    logger.warning(
+        "the weights know the classes %s, the test file names %s; they are taken in this order",
+        ", ".join(str(item["name"]) for item in known[:10]),
+        ", ".join(str(item["name"]) for item in wanted[:10]),
+    )
+    return wanted
 
 
 def measure_average_precision(

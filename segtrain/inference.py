@@ -132,18 +132,22 @@ def list_segmentations(instances: Any) -> list[dict[str, Any]]:
 
 
 def instances_to_results(
-    instances: Any, *, image_id: int, file_name: str, categories: list[dict[str, Any]]
+    instances: Any,
+    *,
+    image_id: int,
+    categories: list[dict[str, Any]],
+    file_name: str | None = None,
 ) -> list[dict[str, Any]]:
     """Detections of one image as COCO results; masks become RLE at once.
 
     Args:
         instances: as `TrainedModel.detect` gives them.
         image_id: written into each result.
-        file_name: written into each result.
         categories: by contiguous class index.
+        file_name: written into each result; None leaves it out, as COCO's result files do.
 
     Returns:
-        One dict per detection: image_id, file_name, category_id, bbox (x, y, width, height in
+        One dict per detection: image_id, [file_name,] category_id, bbox (x, y, width, height in
         pixels of the original image), score, segmentation.
     """
     boxes = instances.pred_boxes.tensor.tolist()
@@ -154,7 +158,7 @@ def instances_to_results(
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         result: dict[str, Any] = {
             "image_id": image_id,
-            "file_name": file_name,
+            **({} if file_name is None else {"file_name": file_name}),
             "category_id": categories[classes[index]]["id"],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": scores[index],

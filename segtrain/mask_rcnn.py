@@ -7,10 +7,17 @@ from typing import Any
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils.events import EventStorage
 
 
 class MaskRCNN(GeneralizedRCNN):
     """Mask R-CNN with the two hooks that the engine calls; it has no warm-ups or statistics."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, detections otherwise, as GeneralizedRCNN gives them."""
+        # Its heads write statistics into the storage of detectron2's own training loop.
+        with EventStorage():
+            return super().forward(batched_inputs)
 
     def set_iteration(self, iteration: int) -> None:
         """Nothing in this model follows the iteration."""

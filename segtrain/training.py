@@ -32,6 +32,7 @@ from segtrain.checkpoints import (
     list_checkpoints,
     load_state,
     remove_old_checkpoints,
+    remove_partial_files,
     restore_random_state,
     save_atomically,
     seed_all,
@@ -41,8 +42,14 @@ from segtrain.data.loader import DataSettings, TrainLoaderSettings, iterate_batc
 from segtrain.data.mapper import TeacherView, TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler
 from segtrain.depth_source import DepthSettings, describe_fill_command, open_depth
-from segtrain.errors import CheckpointError, NonFiniteLossError, TrainingConfigError
+from segtrain.errors import (
+    CheckpointError,
+    NonFiniteLossError,
+    SegtrainError,
+    TrainingConfigError,
+)
 from segtrain.metrics_log import MetricsLog
+from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.distillation import update_teacher
 from segtrain.optimizer import OptimizerSettings, build_optimizer, scale_learning_rate
 from segtrain.schedule import ScheduleSettings, fraction_of, learning_rate_factor
@@ -56,7 +63,8 @@ OnProgress = Callable[[int, int, dict[str, float]], None]
 FULL_BOX_RATIO = 0.95
 FILL_RATIO_METRIC = "mask_box_fill_ratio"
 
-# Settings that a resumed run may change: they do not move the weights.
+# Settings that a resumed run may change. They do not move the weights, but for rounding where the
+# number of processes changes: losses are normalised over all of them.
 _FREE_ON_RESUME = (
     "device",
     "checkpoint_period",
@@ -65,6 +73,8 @@ _FREE_ON_RESUME = (
     "tensorboard",
     "output_dir",
     "init_checkpoint",
+    "num_processes",
+    "num_machines",
     "machine_rank",
     "dist_url",
 )
@@ -78,6 +88,7 @@ _AT_LEAST_ONE = (
     "num_processes",
     "num_machines",
 )
+_SUMMARY_FILE = "train_summary.json"
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -254,20 +265,33 @@ def train_model(
         return Trainer(cfg, run_dir, resume=resume, on_progress=on_progress).train()
 
     from detectron2.engine import launch
+    from torch.multiprocessing import get_context
+    from torch.multiprocessing.spawn import ProcessRaisedException
 
-    launch(
-        _train_in_process,
-        settings.num_processes,
-        num_machines=settings.num_machines,
-        machine_rank=settings.machine_rank,
-        dist_url=settings.dist_url,
-        args=(cfg, run_dir, resume),
-    )
-    return TrainSummary(**json.loads((run_dir / "train_summary.json").read_text()))
+    # A process's own error comes back through here; torch would bury it in a traceback's text.
+    failures: Any = get_context("spawn").SimpleQueue()
+    try:
+        launch(
+            _train_in_process,
+            settings.num_processes,
+            num_machines=settings.num_machines,
+            machine_rank=settings.machine_rank,
+            dist_url=settings.dist_url,
+            args=(cfg, run_dir, resume, failures),
+        )
+    except ProcessRaisedException as error:
+        if failures.empty():
+            raise
+        raise failures.get() from error
+    return TrainSummary(**json.loads((run_dir / _SUMMARY_FILE).read_text()))
 
 
-def _train_in_process(cfg: Any, run_dir: Path, resume: bool) -> None:
-    Trainer(cfg, run_dir, resume=resume).train()
+def _train_in_process(cfg: Any, run_dir: Path, resume: bool, failures: Any) -> None:
+    try:
+        Trainer(cfg, run_dir, resume=resume).train()
+    except SegtrainError as error:
+        failures.put(error)
+        raise
 
 
 class Trainer:
@@ -298,6 +322,10 @@ class Trainer:
         seed_all(self.settings.seed)
         self.dataset = self._read_dataset()
         self.model: Any = instantiate(cfg.model)
+        if isinstance(self.model, CondInst):
+            require_consistent_settings(
+                self.model, self.settings, self.data_settings, self.depth_settings
+            )
         if self.settings.init_checkpoint:
             initialise_weights(self.model, self.settings.init_checkpoint)
         self.model.to(self.device)
@@ -311,6 +339,7 @@ class Trainer:
         self.teacher: Any = None
         self.window = MetricsWindow()
         self.iteration = 0
+        self.step_images: list[str] = []
         # Different processes draw different random numbers, where a backbone draws any.
         seed_all(self.settings.seed * 1009 + comm.get_rank())
         if resume:
@@ -331,6 +360,7 @@ class Trainer:
         started = time.monotonic()
         log = None
         if comm.is_main_process():
+            remove_partial_files(self.run_dir)
             OmegaConf.save(_printable(self.cfg), self.run_dir / "config.yaml")
             log = MetricsLog(
                 self.run_dir,
@@ -379,16 +409,11 @@ class Trainer:
         self.model.set_iteration(self.iteration)
 
         metrics, data_seconds = self.forward_backward(batches)
-        if self.optimizer_settings.gradient_clip_norm > 0:
-            self.scaler.unscale_(self.optimizer)
-            metrics["gradient_norm"] = float(
-                nn.utils.clip_grad_norm_(
-                    self.model.parameters(), self.optimizer_settings.gradient_clip_norm
-                )
-            )
+        metrics["gradient_norm"] = self._clip_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        average_batch_statistics(self.model)
         if self.teacher is not None:
             update_teacher(self.teacher, self.model, self.settings.teacher_momentum)
         self.iteration += 1
@@ -406,16 +431,18 @@ class Trainer:
         num_parts = self.settings.accumulation
         metrics: dict[str, float] = {}
         data_seconds = 0.0
+        self.step_images = []
         for part in range(num_parts):
             waiting = time.monotonic()
             batch = next(batches)
+            self.step_images += [f"{s['image_id']} ({s['file_name']})" for s in batch]
             data_seconds += time.monotonic() - waiting
             is_last = part == num_parts - 1
             with contextlib.nullcontext() if is_last else self._without_gradient_exchange():
                 with self._autocast():
                     losses: dict[str, torch.Tensor] = self.forward(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
-                self._require_finite(total, losses, batch)
+                self._require_finite(total, losses)
                 self.scaler.scale(total / num_parts).backward()
             values = {name: value.detach() for name, value in losses.items()}
             values["total_loss"] = total.detach()
@@ -424,29 +451,50 @@ class Trainer:
                 metrics[name] = metrics.get(name, 0.0) + float(value) / num_parts
         return metrics, data_seconds
 
-    def _require_finite(
-        self, total: torch.Tensor, losses: dict[str, torch.Tensor], batch: Batch
-    ) -> None:
+    def _require_finite(self, total: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
         is_finite = torch.isfinite(total.detach()).float()
         if comm.get_world_size() > 1:
             # All processes stop together; one that raised alone would leave the others waiting.
             torch.distributed.all_reduce(is_finite, op=torch.distributed.ReduceOp.MIN)
         if float(is_finite) == 1.0:
             return
-        bad = {
-            name: float(value.detach())
-            for name, value in losses.items()
-            if not bool(torch.isfinite(value.detach()).all())
-        }
-        images = ", ".join(f"{s['image_id']} ({s['file_name']})" for s in batch)
-        if not bad:
-            raise NonFiniteLossError(
-                f"iteration {self.iteration}: another process met a loss that is not finite"
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        if not bad and not math.isfinite(float(total.detach())):
+            bad = [f"total_loss = {float(total.detach())}"]
+        self._raise_non_finite(bad)
+
+    def _clip_gradients(self) -> float:
+        """Bound the norm of the whole gradient, if the config says so.
+
+        Returns:
+            The norm before.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # The scaler skips a step that overflowed in fp16; elsewhere such a gradient is an error.
+        if not bool(torch.isfinite(norm)) and not self.scaler.is_enabled():
+            self._raise_non_finite([f"gradient norm = {float(norm)}"])
+        if self.optimizer_settings.gradient_clip_norm > 0:
+            nn.utils.clip_grads_with_norm_(
+                parameters, self.optimizer_settings.gradient_clip_norm, norm
             )
+        return float(norm)
+
+    def _raise_non_finite(self, bad: list[str]) -> None:
+        """Stop every process with one message: each has only seen its own terms and images."""
+        found = (
+            [(bad, self.step_images)]
+            if comm.get_world_size() == 1
+            else comm.all_gather((bad, self.step_images))
+        )
+        terms = dict.fromkeys(term for terms, _ in found for term in terms)
+        images = [image for terms, images in found if terms for image in images]
         raise NonFiniteLossError(
-            f"iteration {self.iteration}: {', '.join(f'{k} = {v}' for k, v in bad.items())}; "
-            f"images: {images}. The weights are those before this step. Lower "
-            "optimizer.learning_rate, set optimizer.gradient_clip_norm, or look at these images"
+            f"iteration {self.iteration}: {', '.join(terms)}; images: {', '.join(images)}. The "
+            "weights are those before this step. Lower optimizer.learning_rate, set "
+            "optimizer.gradient_clip_norm, or look at these images"
         )
 
     def _without_gradient_exchange(self) -> contextlib.AbstractContextManager[None]:
@@ -568,7 +616,16 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.window = MetricsWindow(**state["metrics_window"])
         self.iteration = int(state["iteration"])
-        restore_random_state(state["random_states"][comm.get_rank()])
+        random_states = state["random_states"]
+        if len(random_states) == comm.get_world_size():
+            restore_random_state(random_states[comm.get_rank()])
+        else:
+            logger.warning(
+                "the run had %d processes and has %d now: it goes on with random numbers of its "
+                "own, so it will not end bit for bit as it would have",
+                len(random_states),
+                comm.get_world_size(),
+            )
         logger.info("resumed from %s after %d iterations", path, self.iteration)
 
     def _log_start(self) -> None:
@@ -636,7 +693,9 @@ class Trainer:
                 },
                 weights,
             )
-            (self.run_dir / "train_summary.json").write_text(json.dumps(asdict(summary), indent=2))
+        if comm.get_local_rank() == 0:
+            # Once per machine: machines need not share a file system.
+            (self.run_dir / _SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
         comm.synchronize()
         return summary
 
@@ -648,6 +707,29 @@ def make_teacher(student: nn.Module) -> nn.Module:
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
+
+
+def average_batch_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of their batch norms' running statistics.
+
+    Without it each process's teacher would follow its own, and a resumed run the first one's.
+    """
+    num_processes = comm.get_world_size()
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if num_processes == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    torch.distributed.all_reduce(flat)
+    flat /= num_processes
+    parts = flat.split([buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))
 
 
 def distillation_start(settings: TrainSettings) -> int | None:
@@ -668,6 +750,37 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise TrainingConfigError("train.device=cuda, but there is no CUDA device; set it to cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def require_consistent_settings(
+    model: CondInst, train: TrainSettings, data: DataSettings, depth: DepthSettings
+) -> None:
+    """Refuse settings of which one asks for what another leaves out, before hours are spent.
+
+    Raises:
+        TrainingConfigError: names both settings.
+    """
+    supervision = model.loss_settings.supervision
+    if (supervision == "boxes") == data.use_masks:
+        raise TrainingConfigError(
+            f"model.supervision={supervision!r} with data.use_masks={data.use_masks}: "
+            + (
+                "annotated masks would be read in vain; set data.use_masks=False, or "
+                "model.supervision=mixed to learn from them"
+                if data.use_masks
+                else "it needs annotated masks; set data.use_masks=True"
+            )
+        )
+    if model.needs_depth and not depth.enabled:
+        raise TrainingConfigError(
+            "depth.enabled=False, but the model's losses read depth; set depth.enabled=True, or "
+            "switch off model.depth_layer, model.consistency and distillation's depth_matching"
+        )
+    if train.distill_from is not None and model.distillation is None:
+        raise TrainingConfigError(
+            f"train.distill_from={train.distill_from} needs model.distillation, which is null; "
+            "set train.distill_from=null, or start from a config with distillation"
+        )
 
 
 def require_num_classes(dataset: BoxDataset, num_classes: int, source: str) -> None:
@@ -700,8 +813,9 @@ def _require_same_trajectory(old: dict[str, Any], new: dict[str, Any], path: Pat
     if changes:
         raise CheckpointError(
             f"{path} cannot be continued: {'; '.join(changes)}. Learning rate, warm-ups and "
-            "distillation are shares of the whole run, so the past iterations would have been "
-            "others; start a new run with train.init_checkpoint, or restore the setting"
+            "distillation are shares of the whole run, and images are drawn by seed and batch, so "
+            "the past iterations would have been others; restore the setting, or start a new run "
+            "from these weights with train.init_checkpoint"
         )
 
 

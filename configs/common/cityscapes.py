@@ -5,10 +5,11 @@ from __future__ import annotations
 from .coco_1x import data, dataloader, depth, optimizer, schedule, train
 
 data.name = "cityscapes"
-data.train_json = "data/cityscapes/annotations/instances_train_boxes.json"
+data.train_json = "data/cityscapes/annotations/cityscapes_train_boxes.json"
 data.train_images = "data/cityscapes/leftImg8bit/train"
-data.test_json = "data/cityscapes/annotations/instances_val.json"
+data.test_json = "data/cityscapes/annotations/cityscapes_val_masks.json"
 data.test_images = "data/cityscapes/leftImg8bit/val"
+data.test_cityscapes_truth = "data/cityscapes/gtFine/val"
 data.num_classes = 8
 train.max_iter = 24_000
 train.batch_size = 8

@@ -63,19 +63,41 @@ def prepare(
 
 @app.command("check")
 def check(
-    annotations: Annotated[Path, typer.Argument(help="COCO JSON.")],
+    annotations: Annotated[Path | None, typer.Argument(help="COCO JSON.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="COCO JSON, by its name elsewhere.")] = None,
     images: Annotated[
         Path | None, typer.Option(help="Image folder; without, files are not checked.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Depth cache; images that it lacks are named.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="Which model's maps of the cache; needed if several.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Read image headers only.")] = False,
     all_items: Annotated[bool, typer.Option("--all", help="List every item in the text.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Count and name everything that training handles or refuses. Exit code 3 if any is refused."""
+    """Count and name what training handles, leaves out or refuses; exit code 3 for the latter two.
+
+    With --cache, images without depth are named as well.
+    """
     from pipeline.dataset_check import PROBLEM_KINDS, check_dataset
 
+    file = annotations or coco
+    if file is None or (annotations and coco):
+        raise UsageError("data check takes one COCO JSON, as its argument or with --coco")
+    if cache is not None and images is None:
+        raise UsageError("--cache needs --images: depth is found by the bytes of the image files")
     with stdout_kept_clean(), ProgressReporter("data check", "images") as progress:
-        report = check_dataset(annotations, images, decodes=not quick, progress=progress.update)
+        report = check_dataset(
+            file,
+            images,
+            cache=cache,
+            fingerprint=fingerprint,
+            decodes=not quick,
+            progress=progress.update,
+        )
     by_kind = collections.defaultdict(list)
     for problem in report.problems:
         by_kind[problem.kind].append(problem)
@@ -98,14 +120,20 @@ def check(
             )
         if count > len(shown):
             lines.append(f"           … and {count - len(shown)} more (--all lists them)")
-    lines.append(f"{report.num_refused} to correct" if report.num_refused else "nothing to correct")
+    num_bad = report.num_left_out + report.num_refused
+    lines.append(
+        f"{report.num_refused} to correct, {report.num_left_out} left out unless corrected"
+        if num_bad
+        else "nothing to correct"
+    )
     write_result(
         "data check",
         {
-            "ok": report.num_refused == 0,
+            "ok": num_bad == 0,
             "num_images": report.num_images,
             "num_boxes": report.num_boxes,
             "num_categories": report.num_categories,
+            "num_left_out": report.num_left_out,
             "num_refused": report.num_refused,
             "counts": report.count_kinds(),
             "problems": [
@@ -116,7 +144,7 @@ def check(
         "\n".join(lines),
         as_json=as_json,
     )
-    if report.num_refused:
+    if num_bad:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 

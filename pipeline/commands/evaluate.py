@@ -34,5 +34,8 @@ def evaluate(
         with ProgressReporter("eval", "images") as bar:
             metrics = dict(evaluate_model(config, weights, output, on_progress=bar.update))
     text = format_ap_table({weights.stem: metrics})
+    if "cityscapes" in metrics:
+        values = metrics["cityscapes"]
+        text += f"\nCityscapes' tool: mask AP {values['AP']:.1f}, AP50 {values['AP50']:.1f}"
     result = {"weights": weights, "output": output, "metrics": to_jsonable(metrics)}
     write_result("eval", result, text, as_json=as_json)

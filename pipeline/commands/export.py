@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.output import stdout_kept_clean, write_result
 
 _SIZE_DIVISOR = 32
+_MAX_PHOTOS = 20
 
 
 def export(
@@ -23,10 +24,13 @@ def export(
         str | None,
         typer.Option(help="HEIGHTxWIDTH of the input; default the config's test size."),
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Photos to compare the graph on; default noise.")
+    ] = None,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export the detector with its dynamic mask head; the graph is run once and compared."""
+    """Export the detector with NMS and dynamic mask head; the graph is run and compared."""
     if model_format != "onnx":
         raise UsageError(f"--format knows onnx, got {model_format!r}")
     if not weights.is_file():
@@ -44,16 +48,50 @@ def export(
             _round_up(model.test.max_size),
         )
         out.parent.mkdir(parents=True, exist_ok=True)
-        difference = export_onnx(model.network, out, image_size)
+        photos = _read_photos(model, images, image_size) if images is not None else []
+        try:
+            difference, num_compared = export_onnx(model.network, out, image_size, photos)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     result = {
         "out": out,
         "format": model_format,
         "height": image_size[0],
         "width": image_size[1],
+        "num_photos": len(photos),
+        "num_detections": num_compared,
         "largest_difference": difference,
     }
-    text = f"{out}, input {image_size[0]}×{image_size[1]}, within {difference:.1e} of PyTorch"
+    text = (
+        f"{out}, input {image_size[0]}×{image_size[1]}, within {difference:.1e} of PyTorch on "
+        f"{num_compared} detections in {len(photos)} photos"
+    )
     write_result("export", result, text, as_json=as_json)
+
+
+def _read_photos(model: Any, folder: Path, image_size: tuple[int, int]) -> list[Any]:
+    """The folder's first photos, resized as the model is shown them and as fits the input."""
+    from depthcache import decode_image
+    from pipeline.image_lists import list_images
+    from segtrain.data.mapper import make_test_input
+
+    short_side, longer_side = sorted(image_size)
+    photos = []
+    for path in list_images(folder, None)[:_MAX_PHOTOS]:
+        sample = make_test_input(
+            decode_image(path.read_bytes()),
+            short_side=min(model.test.short_side, short_side),
+            max_size=min(model.test.max_size, longer_side),
+        )
+        height, width = sample["image"].shape[1:]
+        if height <= image_size[0] and width <= image_size[1]:
+            photos.append(sample["image"])
+    if not photos:
+        raise UsageError(
+            f"no image in {folder} fits an input of {image_size[0]}×{image_size[1]}; "
+            "portraits need an input that is higher than wide, see --size"
+        )
+    return photos
 
 
 def _round_up(side: int) -> int:

@@ -81,6 +81,7 @@ def read_coco_boxes(
     keep_masks: bool = False,
     keep_images_without_boxes: bool = False,
     bad_boxes: BadBoxPolicy = "drop",
+    needs_annotations: bool = True,
 ) -> BoxDataset:
     """Read boxes and classes of a COCO file.
 
@@ -93,29 +94,25 @@ def read_coco_boxes(
         keep_masks: keep `segmentation`; False means that masks are never looked at.
         keep_images_without_boxes: keep images that have no usable box.
         bad_boxes: `"drop"` leaves bad boxes out and counts them, `"refuse"` raises.
+        needs_annotations: refuse a file without the list of annotations.
 
     Returns:
         The dataset; `dropped` counts what was left out by reason.
 
     Raises:
-        DatasetError: not a COCO file, an annotation of an unknown image or class, a bad box while
-            `bad_boxes="refuse"`, or nothing left to train on.
+        DatasetError: not a COCO file, an entry without what it needs, an annotation of an unknown
+            image or class, a bad box while `bad_boxes="refuse"`, or nothing left to train on.
     """
-    document = _load_document(Path(annotation_file))
-    categories = sorted(
-        ({"id": int(item["id"]), "name": str(item["name"])} for item in document["categories"]),
-        key=lambda item: int(str(item["id"])),
-    )
+    document = _load_document(Path(annotation_file), needs_annotations)
+    categories = _read_categories(document["categories"], annotation_file)
     index_of_category = {item["id"]: index for index, item in enumerate(categories)}
-    if len(index_of_category) != len(categories):
-        raise DatasetError(f"{annotation_file}: two categories share an id")
-    images = {int(item["id"]): item for item in document["images"]}
-    if len(images) != len(document["images"]):
-        raise DatasetError(f"{annotation_file}: two images share an id")
+    images = _read_images(document["images"], annotation_file)
 
     dropped: Counter[str] = Counter()
     annotations: dict[int, list[BoxAnnotation]] = {image_id: [] for image_id in images}
-    for item in document["annotations"]:
+    for position, item in enumerate(document.get("annotations", [])):
+        if not isinstance(item, dict):
+            raise DatasetError(f"{annotation_file}: annotations[{position}] is {item!r}, no object")
         where = f"{annotation_file}: annotation {item.get('id')}"
         image_id, category_id = item.get("image_id"), item.get("category_id")
         if image_id not in images:
@@ -131,7 +128,7 @@ def read_coco_boxes(
             dropped["crowd annotation"] += 1
             continue
         image = images[image_id]
-        box, problem = clip_xywh_box(item.get("bbox"), int(image["width"]), int(image["height"]))
+        box, problem = clip_xywh_box(item.get("bbox"), image["width"], image["height"])
         if box is None:
             if bad_boxes == "refuse":
                 raise DatasetError(
@@ -145,7 +142,7 @@ def read_coco_boxes(
                 box_xyxy=box,
                 category=index_of_category[category_id],
                 segmentation=(item.get("segmentation") or None) if keep_masks else None,
-                annotation_id=int(item.get("id", 0)),
+                annotation_id=item["id"] if isinstance(item.get("id"), int) else 0,
             )
         )
 
@@ -159,8 +156,8 @@ def read_coco_boxes(
                 image_id=image_id,
                 path=str(Path(image_folder) / str(image["file_name"])),
                 file_name=str(image["file_name"]),
-                height=int(image["height"]),
-                width=int(image["width"]),
+                height=image["height"],
+                width=image["width"],
                 annotations=tuple(annotations[image_id]),
             )
         )
@@ -201,7 +198,46 @@ def clip_xywh_box(
     return (x1, y1, x2, y2), ""
 
 
-def _load_document(annotation_file: Path) -> Mapping[str, Any]:
+def _read_categories(entries: list[Any], source: str | Path) -> list[dict[str, Any]]:
+    """`{"id", "name"}` in the order of the ids."""
+    categories = []
+    for position, entry in enumerate(entries):
+        where = f"{source}: categories[{position}]"
+        _require_fields(entry, {"id": int, "name": str}, where)
+        categories.append({"id": entry["id"], "name": entry["name"]})
+    if len({item["id"] for item in categories}) != len(categories):
+        raise DatasetError(f"{source}: two categories share an id")
+    return sorted(categories, key=lambda item: item["id"])
+
+
+def _read_images(entries: list[Any], source: str | Path) -> dict[int, dict[str, Any]]:
+    """Image entries by id, with whole numbers of pixels."""
+    images = {}
+    for position, entry in enumerate(entries):
+        where = f"{source}: images[{position}]"
+        _require_fields(entry, {"id": int, "file_name": str, "width": int, "height": int}, where)
+        if entry["width"] < 1 or entry["height"] < 1:
+            raise DatasetError(
+                f"{where} ({entry['file_name']}) states a size of {entry['width']}x"
+                f"{entry['height']} pixels; both must be at least 1"
+            )
+        images[entry["id"]] = entry
+    if len(images) != len(entries):
+        raise DatasetError(f"{source}: two images share an id")
+    return images
+
+
+def _require_fields(entry: Any, fields: Mapping[str, type], where: str) -> None:
+    for name, kind in fields.items():
+        value = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise DatasetError(
+                f"{where} has {name}={value!r}, expected {kind.__name__}; "
+                "`pipeline data check` names every such entry"
+            )
+
+
+def _load_document(annotation_file: Path, needs_annotations: bool) -> Mapping[str, Any]:
     try:
         document = json.loads(annotation_file.read_bytes())
     except FileNotFoundError as error:
@@ -211,7 +247,8 @@ def _load_document(annotation_file: Path) -> Mapping[str, Any]:
     absent = [
         name
         for name in ("images", "annotations", "categories")
-        if not isinstance(document, dict) or not isinstance(document.get(name), list)
+        if not isinstance(document, dict)
+        or not isinstance(document.get(name, None if needs_annotations else []), list)
     ]
     if absent:
         raise DatasetError(f"{annotation_file} is not a COCO file: it has no list {absent[0]!r}")

@@ -27,6 +27,8 @@ class DataSettings:
         train_images: folder of its images.
         test_json: COCO file to evaluate on; its masks are read by the evaluation only.
         test_images: folder of its images.
+        test_cityscapes_truth: Cityscapes' gtFine/<split>; when set, evaluation adds the AP of
+            Cityscapes' own tool.
         num_classes: number of classes of the model; must equal the file's.
         use_masks: let annotated masks supervise training (off: boxes only).
         bad_boxes: `drop` or `refuse` boxes that are not finite, empty, inverted or outside.
@@ -38,6 +40,7 @@ class DataSettings:
     train_images: str = "data/coco/train2017"
     test_json: str = "data/coco/annotations/instances_val2017.json"
     test_images: str = "data/coco/val2017"
+    test_cityscapes_truth: str | None = None
     num_classes: int = 80
     use_masks: bool = False
     bad_boxes: str = "drop"

@@ -6,9 +6,11 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +23,16 @@ _DDP_PREFIX = "module."
 _OPTIONAL = ("num_batches_tracked", "mask_head._iter", "mask_head.sizes_of_interest")
 # Constants that published files carry and this model does not.
 _IGNORED = ("pixel_mean", "pixel_std")
+
+
+# Numbers of numpy, which checkpointers keep beside the weights; torch refuses them by default.
+_SCALAR = import_module("numpy._core.multiarray").scalar
+_NUMPY_VALUES: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +66,14 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         CheckpointError: not a checkpoint, or not a harmless one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with warnings.catch_warnings():
             # detectron2's pickles use a newer protocol; `_read_array_pickle` is there for them.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_NUMPY_VALUES):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        content = _read_array_pickle(path, error)
+        content = read_array_pickle(path, str(error).splitlines()[0])
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -140,6 +151,23 @@ def add_depth_layer(
     return result
 
 
+def match_depth_layer(
+    model: nn.Module, state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The state as it is, or with the depth layer that the model has and it lacks."""
+    controller = state.get("controller.weight")
+    last = state.get("mask_branch.tower.4.weight")
+    if (
+        isinstance(model, CondInst)
+        and model.depth_form is not None
+        and controller is not None
+        and last is not None
+        and controller.shape[0] == num_mask_parameters(last.shape[0], depth_layer=False)
+    ):
+        return add_depth_layer(state, model.depth_form)
+    return dict(state)
+
+
 def compare_keys(model: nn.Module, state: Mapping[str, torch.Tensor]) -> KeyReport:
     """Compare a checkpoint with a model without loading it."""
     own = model.state_dict()
@@ -169,15 +197,7 @@ def load_weights(
         CheckpointError: keys are missing, unknown or of another shape.
     """
     state = dict(source) if isinstance(source, Mapping) else read_checkpoint(source)
-    if isinstance(model, CondInst) and model.depth_form is not None:
-        controller = state.get("controller.weight")
-        last = state.get("mask_branch.tower.4.weight")
-        if (
-            controller is not None
-            and last is not None
-            and controller.shape[0] == num_mask_parameters(last.shape[0], depth_layer=False)
-        ):
-            state = add_depth_layer(state, model.depth_form)
+    state = match_depth_layer(model, state)
     report = compare_keys(model, state)
     if not report.is_complete and not allow_differences:
         raise CheckpointError(
@@ -210,12 +230,20 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_array_pickle(path: Path, cause: Exception) -> Any:
+def read_array_pickle(path: Path, cause: str = "no checkpoint of its own") -> Any:
+    """Read a pickle of dicts of numpy arrays, as detectron2's backbones are, and of nothing else.
+
+    Args:
+        path: the file.
+        cause: what torch says of it, for the message.
+
+    Raises:
+        CheckpointError: it asks for anything else, or is no pickle.
+    """
     try:
         with path.open("rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint that can be read safely ({error}; torch says: "
-            f"{str(cause).splitlines()[0]})"
+            f"{path} is not a checkpoint that can be read safely ({error}; torch says: {cause})"
         ) from error

@@ -592,11 +592,13 @@ class CondInst(nn.Module):
             boxes = Boxes(detections.boxes.clone())
             boxes.clip(size)
             boxes.scale(output_size[1] / size[1], output_size[0] / size[0])
+            # A box predicted in the padding may not reach into the image.
+            is_seen = boxes.nonempty()
             instances = Instances(output_size)
-            instances.pred_boxes = boxes
-            instances.scores = detections.scores
-            instances.pred_classes = detections.classes
-            self._set_masks(instances, mask_logits, size, output_size)
+            instances.pred_boxes = boxes[is_seen]
+            instances.scores = detections.scores[is_seen]
+            instances.pred_classes = detections.classes[is_seen]
+            self._set_masks(instances, mask_logits[is_seen], size, output_size)
             results.append({"instances": instances})
         return results
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from segtrain.modeling.precision import widen
 from segtrain.modeling.process_group import joint_normaliser
 
 Quality = Literal["centerness", "iou"]
@@ -32,8 +33,8 @@ class _FocalSum(torch.autograd.Function):
     def forward(ctx: object, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits, labels)  # type: ignore[attr-defined]
         rows = torch.nonzero(labels < logits.shape[1])[:, 0]
-        positive = logits[rows, labels[rows]].float()
-        wide = logits.float()
+        positive = widen(logits[rows, labels[rows]])
+        wide = widen(logits)
         total = 0.75 * (wide.sigmoid().square_() * F.softplus(wide)).sum()
         total = total - 0.75 * (positive.sigmoid().square() * F.softplus(positive)).sum()
         total = total + 0.25 * ((-positive).sigmoid().square() * F.softplus(-positive)).sum()
@@ -49,7 +50,7 @@ class _FocalSum(torch.autograd.Function):
             result = F.softplus(x).mul_(1 - s).mul_(2).add_(s)
             return result.mul_(s).mul_(s)
 
-        wide = logits.float()
+        wide = widen(logits)
         gradient = slope(wide).mul_(0.75)
         rows = torch.nonzero(labels < logits.shape[1])[:, 0]
         gradient[rows, labels[rows]] = -0.25 * slope(-wide[rows, labels[rows]])
@@ -113,8 +114,8 @@ def fcos_losses(
         torch.tensor(float(len(offsets_P4)), device=class_logits_NK.device)
     )
     losses = {"loss_fcos_cls": focal_loss_sum(class_logits_NK, labels_N) / num_positives}
-    iou, giou = offset_ious(offsets_P4.float(), target_offsets_P4)
-    logits = quality_logits_P.float()
+    iou, giou = offset_ious(widen(offsets_P4), target_offsets_P4)
+    logits = widen(quality_logits_P)
     if quality == "centerness":
         weight = joint_normaliser(target_centerness_P.sum(), minimum=1e-6)
         losses["loss_fcos_loc"] = ((1 - giou) * target_centerness_P).sum() / weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from segtrain.modeling.box_bitmasks import draw_extents
+from segtrain.modeling.precision import widen
 from segtrain.modeling.process_group import joint_normaliser
 
 
@@ -33,8 +34,8 @@ def projection_distances(
         (I,) after the maximum over rows, (I,) after the maximum over columns.
     """
     height, width = mask_logits_IHW.shape[1:]
-    over_rows = mask_logits_IHW.max(dim=1).values.float().sigmoid()
-    over_columns = mask_logits_IHW.max(dim=2).values.float().sigmoid()
+    over_rows = widen(mask_logits_IHW.max(dim=1).values).sigmoid()
+    over_columns = widen(mask_logits_IHW.max(dim=2).values).sigmoid()
     start_r, stop_r, start_c, stop_c = extents_I4.unbind(1)
     is_empty = ((stop_r <= start_r) | (stop_c <= start_c))[:, None]
     columns = draw_extents(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.cli import invoke
 from pipeline.dataset_check import (
     PROBLEM_KINDS,
     check_dataset,
@@ -33,7 +34,10 @@ def _document(annotations, images=(IMAGE,), categories=({"id": 1, "name": "x"},)
 
 
 def _kinds(document):
-    return collections.Counter(problem.kind for problem in check_document(document))
+    kinds = collections.Counter(problem.kind for problem in check_document(document))
+    # Most of the documents below have one category, which is told each time.
+    assert kinds.pop("single_category", 0) == (len(document["categories"]) == 1)
+    return kinds
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,11 @@ def test_boxes(box, kind):
     ("document", "expected"),
     [
         (_document([{}]), {}),
+        (
+            _document([{"bbox": [1, 1, 1 + i % 20, 1 + i // 20]} for i in range(500)]),
+            {"many_boxes": 1},
+        ),
+        (_document([{"bbox": [9, 9, 0, 5]}]), {"box_zero_size": 1, "image_without_boxes": 1}),
         (_document([{"iscrowd": 1}]), {"crowd_box": 1, "image_without_boxes": 1}),
         (_document([]), {"image_without_boxes": 1, "unused_category": 1}),
         (_document([{}, {}]), {"duplicate_box": 1}),
@@ -101,12 +110,13 @@ def test_files(tmp_path):
     (tmp_path / "ann.json").write_text(json.dumps(document))
     report = check_dataset(tmp_path / "ann.json", tmp_path)
     assert {(problem.kind, problem.file_name) for problem in report.problems} == {
+        ("single_category", None),
         ("wrong_image_size", "size.png"),
         ("unreadable_file", "cut.jpg"),
         ("duplicate_image_bytes", "copy.png"),
         ("missing_file", "absent.png"),
     }
-    assert report.num_refused == 3
+    assert (report.num_refused, report.num_left_out) == (3, 0)
     assert set(report.count_kinds()) <= set(PROBLEM_KINDS)
 
 
@@ -115,3 +125,16 @@ def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "ann.json").write_text(text)
     with pytest.raises(UsageError):
         load_coco_document(tmp_path / "ann.json")
+
+
+def test_command_takes_the_file_either_way_and_tells_by_its_exit_code(tmp_path, capsys):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(_document([{}])))
+    bad.write_text(json.dumps(_document([{}, {"bbox": [float("nan"), 0, 5, 5]}])))
+    assert invoke(["data", "check", str(good)]) == 0
+    assert invoke(["data", "check", "--coco", str(bad)]) == 3
+    assert "left out      1 × box_not_finite" in capsys.readouterr().out
+    assert invoke(["data", "check"]) == 2
+    assert invoke(["data", "check", str(good), "--coco", str(bad)]) == 2
+    assert invoke(["data", "check", str(good), "--cache", str(tmp_path)]) == 2
+    assert "--cache needs --images" in capsys.readouterr().err

@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
-from segtrain.optimizer import OptimizerSettings
-from segtrain.schedule import ScheduleSettings
+from segtrain.optimizer import OptimizerSettings, scale_learning_rate
+from segtrain.schedule import ScheduleSettings, fraction_of
 from segtrain.training import TrainSettings, distillation_start, read_settings
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
@@ -67,6 +67,63 @@ def test_config_builds_its_model(name: str) -> None:
     assert (model.loss_settings.supervision == "masks") == data.use_masks
     if model.distillation is not None:
         assert model.distillation.total_iterations == train.max_iter
+
+
+# The paper's tables: iterations, batch, learning rate, drops, start of distillation, short sides.
+SCHEDULES = {
+    "coco/full_r50_1x": (90_000, 16, 0.01, [60_000, 80_000], 65_000, (640, 800)),
+    "coco/full_r101_1x": (90_000, 16, 0.01, [60_000, 80_000], 65_000, (640, 800)),
+    "coco/full_r50_3x": (270_000, 16, 0.01, [210_000, 250_000], 215_000, (640, 800)),
+    "coco/full_r101_3x": (270_000, 16, 0.01, [210_000, 250_000], 215_000, (640, 800)),
+    "coco/full_r101_dcn_3x": (270_000, 16, 0.01, [210_000, 250_000], 215_000, (640, 800)),
+    "cityscapes/full_r50": (24_000, 8, 0.01, [18_000], 19_000, (800, 1024)),
+    "cityscapes/full_r50_from_coco": (24_000, 8, 0.01, [18_000], 19_000, (800, 1024)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_is_the_papers(name: str) -> None:
+    cfg = LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    train, schedule = cfg.train, cfg.schedule
+    optimizer = read_settings(cfg.optimizer, OptimizerSettings)
+    sizes = cfg.dataloader.train.augmentation.short_sides
+    assert (
+        train.max_iter,
+        train.batch_size,
+        scale_learning_rate(optimizer, train.batch_size),
+        [fraction_of(drop, train.max_iter) for drop in schedule.drops],
+        distillation_start(read_settings(train, TrainSettings)),
+        (min(sizes), max(sizes)),
+    ) == SCHEDULES[name]
+    assert (train.teacher_short_side, train.teacher_momentum) == (800, 0.999)
+
+
+# What each ablation of the paper changes, against the model of configs/common.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "coco/condinst_r50_1x": {"supervision": "masks", "depth_layer": False, "mask_channels": 8},
+    "coco/boxinst_r50_1x": {"depth_layer": False, "consistency": False, "distillation": None},
+    "ablation/depth_layer": {"depth_layer": True, "consistency": False, "distillation": None},
+    "ablation/consistency": {"depth_layer": False, "consistency": True, "distillation": None},
+    "ablation/depth_layer_consistency": {"depth_layer": True, "consistency": True},
+    "ablation/distillation_equal_size": {"distillation.depth_matching": False},
+    "ablation/teacher_at_800": {"distillation.depth_matching": False},
+    "ablation/depth_matching": {"distillation.depth_matching": True},
+    "ablation/quality_iou": {"quality": "iou"},
+    "ablation/giou_affinity": {"distillation.box_affinity": "giou"},
+    "ablation/constant_beta": {"distillation.beta_decays": False},
+    "ablation/consistency_everywhere": {"consistency_inside_box_only": False},
+    **{f"ablation/tau_0_{n}": {"depth_threshold": n / 10} for n in (3, 5, 7)},
+    **{f"ablation/lambda_dice_{n}": {"distillation.loss_weight": float(n)} for n in (0, 1, 2, 4)},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_ablation_changes_what_its_name_says(name: str) -> None:
+    cfg = LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    for key, value in SWITCHES[name].items():
+        assert OmegaConf.select(cfg.model, key) == value, key
+    equal_size = name == "ablation/distillation_equal_size"
+    assert cfg.train.teacher_short_side == (None if equal_size else 800)
 
 
 def test_shares_follow_the_length_of_the_run() -> None:

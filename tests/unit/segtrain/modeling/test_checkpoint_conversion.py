@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +45,23 @@ def test_wrapped_and_prefixed_files_load(
     assert torch.equal(other.controller.weight, model.controller.weight)
 
 
+def test_what_a_checkpointer_keeps_beside_the_weights_does_not_matter(
+    make_model: Callable[..., CondInst], tmp_path: Path
+) -> None:
+    model = make_model()
+    content = {
+        "model": model.state_dict(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1).state_dict(),
+        "scheduler": {"milestones": Counter([6, 8]), "gamma": np.float64(0.1)},
+        "iteration": np.int64(89_999),
+        "__author__": "someone",
+    }
+    for legacy in (False, True):
+        torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=not legacy)
+        state = read_checkpoint(tmp_path / "in.pth")
+        assert state.keys() == model.state_dict().keys()
+
+
 @pytest.mark.parametrize("form", ["multiply", "add"])
 def test_a_new_depth_layer_keeps_the_masks(
     make_model: Callable[..., CondInst],
@@ -73,7 +92,7 @@ def test_a_start_that_fits_nothing_is_refused(
     torch.save({"model": {"surprise": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="none of its 1 entries"):
         initialise_weights(make_model(), str(tmp_path / "other.pth"))
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match="there is no such file"):
         initialise_weights(make_model(), str(tmp_path / "absent.pth"))
 
 

@@ -95,6 +95,8 @@ def test_inference_and_masks_for_boxes(
     make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
 ) -> None:
     model = make_model(score_threshold=0.0, num_detections=7).eval()
+    # Untrained, half of the boxes would have no area and be left out.
+    torch.nn.init.constant_(model.proposal_generator.fcos_head.bbox_pred.bias, 1.0)
     batch = make_batch()
     detected = model(batch)[0]["instances"]
     assert detected.pred_masks.shape == (7, 192, 256)
@@ -110,6 +112,20 @@ def test_inference_and_masks_for_boxes(
         assert rows.min() >= box[1].floor()
         assert columns.max() < box[2].ceil()
     assert model.predict_masks_for_boxes(make_batch(0))[0].pred_masks.shape == (0, 192, 256)
+
+
+def test_boxes_in_the_padding_are_left_out(make_model: Callable[..., CondInst]) -> None:
+    model = make_model(score_threshold=0.0, num_detections=2000).eval()
+    head = model.proposal_generator.fcos_head
+    torch.nn.init.zeros_(head.bbox_pred.weight)
+    torch.nn.init.constant_(head.bbox_pred.bias, 0.25)  # ±2 px on p3, whose cells are 8 px wide
+    image = torch.zeros(3, 33, 97, dtype=torch.uint8)  # padded to 64×128
+    (result,) = model([{"image": image, "height": 33, "width": 97}])
+    instances = result["instances"]
+    boxes = instances.pred_boxes.tensor
+    assert len(boxes) > 100
+    assert bool((boxes[:, 2:] > boxes[:, :2]).all())
+    assert len(instances.pred_masks) == len(instances.scores) == len(boxes)
 
 
 def test_missing_depth_is_refused_with_the_remedy(

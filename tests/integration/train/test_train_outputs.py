@@ -1,0 +1,172 @@
+"""Evaluation, prediction and labelling with weights that training wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+
+from segtrain.errors import CheckpointError
+from segtrain.evaluation import (
+    evaluate_model,
+    match_categories,
+    measure_average_precision,
+)
+from segtrain.labelling import label_dataset
+from segtrain.prediction import predict_images
+from segtrain.training import train_model
+
+SHORT = {
+    "train.max_iter": 2,
+    "dataloader.train.num_workers": 0,
+    # Hardly trained weights must give detections, too.
+    "model.score_threshold": 0.0001,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+    from detectron2.config import LazyConfig
+    from omegaconf import OmegaConf
+
+    cfg = LazyConfig.load(str(tiny_config))
+    for key, value in SHORT.items():
+        OmegaConf.update(cfg, key, value)
+    run_dir = tmp_path_factory.mktemp("run")
+    return Path(train_model(cfg, run_dir, resume=False).final_weights)
+
+
+def test_evaluation_measures_boxes_and_masks(
+    tmp_path: Path, load_tiny: Callable[..., Any], weights: Path
+) -> None:
+    metrics = evaluate_model(load_tiny(SHORT), weights, tmp_path)
+    assert metrics["num_images"] == 8
+    assert metrics["num_results"] > 0
+    assert 0 <= metrics["bbox"]["AP"] <= 100
+    assert 0 <= metrics["segm"]["AP50"] <= 100
+    assert json.loads((tmp_path / "metrics.json").read_text())["segm"] == metrics["segm"]
+    assert len(json.loads((tmp_path / "results.json").read_text())) == metrics["num_results"]
+
+
+def test_test_dev_file_without_annotations_gives_a_result_file(
+    tmp_path: Path,
+    load_tiny: Callable[..., Any],
+    weights: Path,
+    scenes: Path,
+    change_annotations: Callable[..., Path],
+) -> None:
+    source = change_annotations(lambda document: document.pop("annotations"))
+    metrics = evaluate_model(load_tiny(SHORT | {"data.test_json": str(source)}), weights, tmp_path)
+    assert "segm" not in metrics
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == metrics["num_results"] > 0
+    keys = {"image_id", "category_id", "bbox", "score", "segmentation"}
+    assert all(set(result) == keys for result in results)
+    # The server reads it as pycocotools does.
+    truth = COCO(str(scenes / "annotations.json"))
+    assert len(truth.loadRes(str(tmp_path / "results.json")).anns) == len(results)
+
+
+def test_classes_are_matched_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    known = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    wanted = [{"id": 5, "name": "dog"}, {"id": 9, "name": "cat"}]
+    assert match_categories(known, wanted) == wanted[::-1]
+    assert caplog.text == ""
+    others = [{"id": 1, "name": "class 1"}, {"id": 2, "name": "class 2"}]
+    assert match_categories(others, wanted) == wanted
+    assert "taken in this order" in caplog.text
+
+
+def test_true_objects_as_results_have_full_ap(scenes: Path) -> None:
+    document = json.loads((scenes / "annotations.json").read_text())
+    results = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox", "segmentation")}
+        | {"score": 1.0}
+        for a in document["annotations"]
+    ]
+    metrics = measure_average_precision(scenes / "annotations.json", results)
+    assert metrics["bbox"]["AP"] == pytest.approx(100)
+    assert metrics["segm"]["AP"] == pytest.approx(100)
+    assert measure_average_precision(scenes / "annotations.json", [])["segm"]["AP"] == 0
+
+
+def test_predictions_are_a_coco_result_list(
+    load_tiny: Callable[..., Any], weights: Path, scenes: Path
+) -> None:
+    images = sorted((scenes / "images").iterdir())[:2]
+    failures: list[Path] = []
+    broken = scenes / "broken.png"
+    broken.write_bytes(b"nothing")
+    results = predict_images(
+        load_tiny(SHORT),
+        weights,
+        [*images, broken],
+        on_failure=lambda path, reason: failures.append(path),
+    )
+    broken.unlink()
+    assert failures == [broken]
+    assert {r["file_name"] for r in results} == {path.name for path in images}
+    known = {c["id"] for c in json.loads((scenes / "annotations.json").read_text())["categories"]}
+    for result in json.loads(json.dumps(results)):
+        x, y, width, height = result["bbox"]
+        assert -0.01 <= x <= x + width <= 96.01
+        assert -0.01 <= y <= y + height <= 96.01
+        assert 0 <= result["score"] <= 1
+        assert result["category_id"] in known
+        assert mask_api.decode(result["segmentation"]).shape == (96, 96)
+
+
+def test_label_gives_every_box_a_mask_inside_it(
+    tmp_path: Path,
+    load_tiny: Callable[..., Any],
+    weights: Path,
+    scenes: Path,
+    change_annotations: Callable[..., Path],
+) -> None:
+    def add_odd_boxes(document: dict[str, Any]) -> None:
+        for annotation in document["annotations"]:
+            del annotation["segmentation"]
+        first = document["annotations"][0]
+        document["annotations"] += [
+            first | {"id": 9001, "bbox": [5, 5, 0, 0]},
+            first | {"id": 9002, "iscrowd": 1},
+        ]
+
+    source = change_annotations(add_odd_boxes)
+    document = label_dataset(load_tiny(SHORT), weights, source, scenes / "images")
+    out = tmp_path / "labelled.json"
+    out.write_text(json.dumps(document))
+    labelled = COCO(str(out))
+    given = json.loads(source.read_text())["annotations"]
+    assert [a["id"] for a in document["annotations"]] == [a["id"] for a in given]
+    for annotation in document["annotations"]:
+        if annotation.get("iscrowd"):
+            assert "score" not in annotation
+            continue
+        mask = labelled.annToMask(labelled.anns[annotation["id"]])
+        assert mask.shape == (96, 96)
+        assert annotation["area"] == mask.sum()
+        assert 0 <= annotation["score"] <= 1
+        if annotation["id"] == 9001:
+            assert mask.sum() == 0
+            continue
+        assert mask.any()
+        x, y, width, height = annotation["bbox"]
+        rows, columns = np.nonzero(mask)
+        assert columns.min() >= np.floor(x)
+        assert columns.max() < np.ceil(x + width)
+        assert rows.min() >= np.floor(y)
+        assert rows.max() < np.ceil(y + height)
+
+
+def test_weights_of_another_model_are_refused(
+    load_tiny: Callable[..., Any], weights: Path, scenes: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="does not fit"):
+        predict_images(load_tiny(SHORT | {"model.mask_channels": 4}), weights, [])

@@ -1,0 +1,57 @@
+"""The paper's backbones, and others, give a pyramid that trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling.backbone import Backbone
+
+from segtrain.modeling.backbones import build_resnet_fpn, build_swin_fpn, build_timm_fpn
+
+
+# detectron2's Swin calls meshgrid in the way that torch asks to change.
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+@pytest.mark.parametrize(
+    "kind", ["resnet", "deformable", "swin", "convnext", "resnet_timm", "channels_last"]
+)
+def test_pyramid_has_five_levels_and_gradients(kind: str) -> None:
+    backbone: Backbone = {
+        "resnet": lambda: build_resnet_fpn(50, out_channels=32),
+        "deformable": lambda: build_resnet_fpn(50, deformable=True, out_channels=32),
+        "swin": lambda: build_swin_fpn("tiny", out_channels=32),
+        "convnext": lambda: build_timm_fpn("test_convnext", out_channels=32),
+        "resnet_timm": lambda: build_timm_fpn("test_resnet", out_channels=32),
+        # timm's own Swin gives maps with channels last.
+        "channels_last": lambda: build_timm_fpn(
+            "swin_tiny_patch4_window7_224", out_channels=32, img_size=64
+        ),
+    }[kind]()
+    levels = backbone(torch.randn(1, 3, 64, 64))
+    assert list(levels) == ["p3", "p4", "p5", "p6", "p7"]
+    assert [tuple(level.shape) for level in levels.values()] == [
+        (1, 32, size, size) for size in (8, 4, 2, 1, 1)
+    ]
+    sum(level.square().sum() for level in levels.values()).backward()
+    without = [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_deformable_convolutions_start_as_ordinary_ones() -> None:
+    torch.manual_seed(0)
+    plain = build_resnet_fpn(50, out_channels=16).eval()
+    deformable = build_resnet_fpn(50, deformable=True, out_channels=16).eval()
+    missing = deformable.load_state_dict(plain.state_dict(), strict=False)
+    # Every weight of a published R-50 has its place; only the offsets are new.
+    assert missing.unexpected_keys == []
+    assert {key.split(".")[-2] for key in missing.missing_keys} == {"conv2_offset"}
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for name, level in deformable(image).items():
+            torch.testing.assert_close(level, plain(image)[name], rtol=1e-3, atol=1e-3)
+
+
+def test_unknown_ones_are_refused() -> None:
+    with pytest.raises(ValueError, match="50 or 101"):
+        build_resnet_fpn(34)
+    with pytest.raises(ValueError, match="strides"):
+        build_timm_fpn("test_vit")
