@@ -20,7 +20,7 @@ from depthcache.errors import (
     CacheNotFoundError,
 )
 from depthcache.local_tier import DEFAULT_SIZE_CAP_BYTES, LocalTier
-from depthcache.object_stores import ObjectStore, open_store
+from depthcache.object_stores import HTTPStore, ObjectStore, open_store
 from depthcache.segment_reader import SegmentReader
 
 
@@ -29,7 +29,7 @@ class DepthCache:
 
     Picklable, and safe in threads and in forked and spawned workers: a forked worker shares the
     index with its parent and opens connections of its own. The set of segments is fixed when the
-    cache is first used; `refresh` looks again.
+    cache is first used; `refresh` looks again. `close`, or the end of a `with`, ends connections.
 
     Args:
         url: root address.
@@ -55,6 +55,7 @@ class DepthCache:
         self._tier = None if local_tier is None else LocalTier(local_tier, local_tier_bytes)
         self._token = token
         self._given_store = store
+        self._own_store: ObjectStore | None = None
         self._segments: list[SegmentReader] | None = None
 
     @classmethod
@@ -89,6 +90,7 @@ class DepthCache:
             parent, _, name = root.rpartition("/")
             inside = _is_fingerprint_folder(root, opened)
             if inside:
+                _close(opened)
                 root = parent or ("." if "/" not in root else "/")
                 opened, fingerprint = open_store(root, token=token), name
         found = [name for name in opened.list_folders("") if not name.startswith(".")]
@@ -106,7 +108,7 @@ class DepthCache:
                 f"{url} has several caches, choose one with fingerprint=…: {', '.join(fitting)}"
             )
         _read_fingerprint(opened, fitting[0])
-        return cls(
+        cache = cls(
             root,
             fitting[0],
             token=token,
@@ -114,6 +116,8 @@ class DepthCache:
             local_tier_bytes=local_tier_bytes,
             store=store,
         )
+        cache._own_store = opened
+        return cache
 
     def read(self, key: str, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
         """Relative inverse depth of an image; larger = nearer; finite.
@@ -183,6 +187,17 @@ class DepthCache:
         """See segments that were sealed since the cache was first used."""
         self._segments = None
 
+    def close(self) -> None:
+        """End this process's connections; reading opens new ones."""
+        if self._own_store is not None:
+            _close(self._own_store)
+
+    def __enter__(self) -> DepthCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._find(key) is not None
 
@@ -191,10 +206,14 @@ class DepthCache:
         return segments[0].num_maps if len(segments) == 1 else len(self._all_digests())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_segments": None}
+        return {**self.__dict__, "_segments": None, "_own_store": None}
 
     def _store(self) -> ObjectStore:
-        return self._given_store or open_store(self.url, token=self._token)
+        if self._given_store is not None:
+            return self._given_store
+        if self._own_store is None:
+            self._own_store = open_store(self.url, token=self._token)
+        return self._own_store
 
     def _loaded(self) -> list[SegmentReader]:
         if self._segments is not None:
@@ -245,6 +264,11 @@ def _digest(key: str) -> bytes:
     except ValueError:
         pass
     raise CacheMissError(f"{key!r} is not an image key (64 hexadecimal digits)")
+
+
+def _close(store: ObjectStore) -> None:
+    if isinstance(store, HTTPStore):
+        store.close()
 
 
 def _is_fingerprint_folder(root: str, store: ObjectStore) -> bool:

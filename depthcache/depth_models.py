@@ -47,7 +47,11 @@ class DepthModel:
 
     def preprocess(self, image: npt.NDArray[np.uint8]) -> Any:
         """(3, h, w) float32 tensor of an (H, W, 3) RGB image."""
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        # Told, not inferred: an image one or three pixels high looks like channels first.
+        inputs = self.processor(
+            images=image, return_tensors="pt", input_data_format="channels_last"
+        )
+        return inputs["pixel_values"][0]
 
     def predict(self, pixels: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
         """Relative inverse depth, larger = nearer, at the network's own resolution.

@@ -159,6 +159,12 @@ class HTTPStore:
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "token": self.token, "_client": None, "_process": 0}
 
+    def close(self) -> None:
+        """Close this process's connections; the next request opens new ones."""
+        if self._client is not None and self._process == os.getpid():
+            self._client.close()
+        self._client = None
+
     def _get(self, path: str, headers: dict[str, str], allowed: tuple[int, ...]) -> bytes:
         import httpx
 
