@@ -28,6 +28,7 @@ import numpy as np
 import tensorstore
 import zarr
 from depth_encodings import get_maps
+from numcodecs import blosc
 from PIL import Image
 
 from depthcache import DepthCache, image_key
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--open", type=int, metavar="MAPS", help="open a cache of so many instead")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
+    blosc.use_threads = False  # as in the worker processes of a data loader
     if arguments.open:
         result = measure_opening(arguments.open)
     else:

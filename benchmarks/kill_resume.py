@@ -77,14 +77,25 @@ def kill_and_resume(folder: Path, num_kills: int, seed: int, on_cluster: bool) -
             while sum(kills.values()) < num_kills:
                 present = find_shards(root)
                 address = cluster.address if cluster else None
+                begun = time.monotonic()
                 child = fork_run(images, model, root, len(present), address)
-                if not sleep_beside(child, rng.uniform(0.0, 1.3) * usual_seconds):
-                    break  # it finished before the kill
+                # By turns at a random time, and a random moment after a random number of shards.
+                seconds = rng.uniform(0.0, 1.3) * usual_seconds
+                is_running = True
+                if rng.random() < 0.5:
+                    num_wanted = rng.randrange(len(present), NUM_IMAGES // SHARD_ROWS + 1)
+                    is_running = wait_for_shards(child, root, num_wanted)
+                    seconds = rng.uniform(0.0, 0.05) * usual_seconds
+                if not (is_running and sleep_beside(child, seconds)):
+                    # It finished before the kill. On a busy machine it may take longer next time.
+                    if not present:
+                        usual_seconds = time.monotonic() - begun
+                    break
                 if cluster is not None and sum(kills.values()) % 2 == 0:
                     victim = rng.choice(cluster.worker_pids())
                     os.kill(victim, signal.SIGKILL)
                     kills["worker"] += 1
-                    assert not sleep_beside(child, 600), "a run that lost a worker does not end"
+                    assert not sleep_beside(child, 900), "a run that lost a worker does not end"
                     break
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
@@ -107,7 +118,9 @@ def kill_and_resume(folder: Path, num_kills: int, seed: int, on_cluster: bool) -
         "killed": {name: number for name, number in kills.items() if number},
         "num_finished_roots": num_roots,
         "num_objects_compared": num_roots * len(reference),
-        "shards_present_at_kill": sorted(num_present_at_kill),
+        "kills_by_shards_present": {
+            number: num_present_at_kill.count(number) for number in sorted({*num_present_at_kill})
+        },
         "num_shards": NUM_IMAGES // SHARD_ROWS,
     }
 
@@ -207,6 +220,14 @@ def sleep_beside(child: int, seconds: float) -> bool:
             assert os.waitstatus_to_exitcode(status) == 0, "a run that was not killed failed"
             return False
         time.sleep(0.005)
+    return True
+
+
+def wait_for_shards(child: int, root: Path, num_wanted: int) -> bool:
+    """Wait until so many shards are there or the child has ended; whether it is still running."""
+    while len(find_shards(root)) < num_wanted:
+        if not sleep_beside(child, 0.02):
+            return False
     return True
 
 
