@@ -35,7 +35,7 @@ from depthcache.shard_planning import plan_segment
 
 # One run of stage one in a process of its own: seconds and peak memory, from start to seal.
 _CURVE_ONCE = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -43,15 +43,17 @@ from depthcache.precompute import precompute_depth
 images, model, root = map(Path, sys.argv[1:4])
 paths = sorted(images.iterdir())
 precompute_depth(paths[:1], model, str(root / "first"))
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+status = Path("/proc/self/status")
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) // 1024
+base = peak()
 start, processor = time.perf_counter(), time.process_time()
 summary = precompute_depth(paths, model, str(root / "all"), batch_size=64, workers=1)
 assert summary.num_computed == len(paths)
 print(json.dumps({
     "seconds": round(time.perf_counter() - start, 2),
     "processor_seconds": round(time.process_time() - processor, 2),
-    "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-    "mib_before": round(base),
+    "peak_mib": peak(),
+    "mib_before": base,
 }))
 """
 

@@ -49,7 +49,7 @@ def quantise(
 
     code = 2^(16−bits) · (1 + round((x − min) / (max − min) · (2^bits − 2)))
 
-    Unused low bits are zero, so that bit shuffling makes them free.
+    Unused low bits are zero, so that compression makes them free.
 
     Args:
         inverse_depth: (H, W) finite.
@@ -62,18 +62,28 @@ def quantise(
         ValueError: a value is not finite, the map is empty, or bits are out of range.
     """
     check_bits(bits)
-    if inverse_depth.size == 0 or not np.isfinite(inverse_depth).all():
+    low, high = (
+        (float(inverse_depth.min()), float(inverse_depth.max()))
+        if inverse_depth.size
+        else (np.nan, np.nan)
+    )
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN anywhere makes both NaN
         raise ValueError("the depth map is empty or has values that are not finite")
-    low, high = float(inverse_depth.min()), float(inverse_depth.max())
     if bits == LOSSLESS_BITS:
         return inverse_depth.astype(np.float32), (low, high)
     step, levels = 1 << (16 - bits), (1 << bits) - 2
     if high > low:
-        scaled = (inverse_depth.astype(np.float64) - low) * (levels / (high - low))
+        scaled = inverse_depth.astype(np.float64)
+        scaled -= low
+        scaled *= levels / (high - low)
     else:
         scaled = np.zeros(inverse_depth.shape)
-    codes = (np.rint(scaled).astype(np.int64).clip(0, levels) + 1) * step
-    return codes.astype(np.uint16), (low, high)
+    # In place: these maps are large, and memory costs more than arithmetic.
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, 0, levels, out=scaled)
+    scaled += 1
+    scaled *= step
+    return scaled.astype(np.uint16), (low, high)
 
 
 def dequantise(

@@ -19,7 +19,8 @@ FORMAT_VERSION = 1
 SEALED = "sealed.json"
 FINGERPRINT = "fingerprint.json"
 _ABSENT = 2**64 - 1
-_BLOSC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE)
+# Chosen by benchmarks/depth_encodings.py. Decoding reads the settings from the chunk.
+_BLOSC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
 
@@ -65,7 +66,7 @@ def strip_crc(data: bytes, what: str) -> bytes:
 
 
 def encode_map(codes: npt.NDArray[Any], bits: int) -> bytes:
-    """One inner chunk: blosc zstd with bit shuffle, then crc32c."""
+    """One inner chunk: blosc zstd with byte shuffle, then crc32c."""
     return add_crc(bytes(_BLOSC.encode(np.ascontiguousarray(codes, dtype=stored_dtype(bits)))))
 
 
@@ -138,7 +139,7 @@ def maps_metadata(
             "typesize": dtype.itemsize,
             "cname": "zstd",
             "clevel": 3,
-            "shuffle": "bitshuffle",
+            "shuffle": "shuffle",
             "blocksize": 0,
         },
     }
