@@ -41,10 +41,11 @@ from segtrain.modeling.pixel_neighbours import neighbour_similarity
 FloatMap = npt.NDArray[np.float32]
 MODEL = Path(__file__).parent.parent / "data/demo-dpt"
 CODECS = [
-    (name, level, shuffle)
-    for name, levels in (("zstd", (1, 3, 5, 7, 9)), ("lz4", (5,)), ("lz4hc", (5, 9)))
+    (name, level, shuffle, block_bytes)
+    for name, levels in (("zstd", (1, 3, 5, 9)), ("lz4", (5,)), ("lz4hc", (9,)))
     for level in levels
     for shuffle in ("bitshuffle", "shuffle")
+    for block_bytes in (0, 2**19)  # 0 lets blosc choose
 ]
 
 
@@ -117,7 +118,7 @@ def compare_bits(maps: Sequence[FloatMap]) -> dict[str, Any]:
     """Every number of bits with the format's codec, float16, and 16-bit PNG."""
     table: dict[str, Any] = {}
     png_bytes = statistics.mean(len(_encode_png(quantise(each, 16)[0])) for each in maps)
-    codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
+    codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE, blocksize=2**19)
     for bits in (8, 10, 11, 12, 14, 16, 32):
         sizes, reads = [], []
         for inverse_depth in maps:
@@ -142,12 +143,12 @@ def compare_codecs(maps: Sequence[FloatMap]) -> dict[str, Any]:
             "decode_ms": _time(lambda data: np.asarray(Image.open(io.BytesIO(data))), pngs),
         }
     }
-    for name, level, shuffle in CODECS:
+    for name, level, shuffle, block_bytes in CODECS:
         mode = Blosc.BITSHUFFLE if shuffle == "bitshuffle" else Blosc.SHUFFLE
-        codec = Blosc(cname=name, clevel=level, shuffle=mode)
+        codec = Blosc(cname=name, clevel=level, shuffle=mode, blocksize=block_bytes)
         encoded = [codec.encode(codes) for codes in coded]
         num_bytes = sum(map(len, encoded))
-        table[f"{name} {level} {shuffle}"] = {
+        table[f"{name} {level} {shuffle} {block_bytes or 'auto'}"] = {
             "of_png16": round(num_bytes / sum(map(len, pngs)), 3),
             "bytes": round(num_bytes / len(encoded)),
             "encode_ms": _time(codec.encode, coded),

@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--precision", default="bf16", help="of ours and of the bare forward pass")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hidden-size", type=int, default=768, help="768 is a ViT-B")
     parser.add_argument("--curve", type=int, nargs="+", metavar="IMAGES", help="cost by size")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -74,7 +75,7 @@ def main() -> None:
         if arguments.curve:
             result = measure_curve(folder, arguments.curve)
         else:
-            write_model(folder / "dpt", hidden_size=384, num_layers=12, side=384)
+            write_model(folder / "dpt", hidden_size=arguments.hidden_size, num_layers=12, side=384)
             images = list_images(arguments.images, folder, arguments.num_images)
             result = compare_sides(folder, images, arguments)
             result["batch_rounding"] = compare_batches(folder / "dpt", images[:4])
@@ -127,6 +128,7 @@ def compare_sides(folder: Path, images: Sequence[Path], settings: Any) -> dict[s
         "precision": settings.precision,
         "batch_size": settings.batch_size,
         "threads": settings.threads,
+        "num_weights": sum(weight.numel() for weight in model.network.parameters()),
         "ms_an_image_by_clock_and_processor": shown,
         "of_forward_throughput": [ratio("forward", 0), ratio("forward", 1)],
         "times_transformers_pipeline": [ratio("transformers", 0), ratio("transformers", 1)],

@@ -57,7 +57,7 @@ class LocalStore:
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
         try:
-            descriptor = os.open(self.root / path, os.O_RDONLY)
+            descriptor = os.open(f"{self.root}/{path}", os.O_RDONLY)
         except FileNotFoundError as error:
             raise CacheNotFoundError(f"{self.root / path} does not exist") from error
         try:
