@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
+from depthcache.folder_lock import hold_folder
 
 
 class ObjectStore(Protocol):
@@ -54,7 +57,7 @@ class LocalStore:
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
         try:
-            descriptor = os.open(self.root / path, os.O_RDONLY)
+            descriptor = os.open(f"{self.root}/{path}", os.O_RDONLY)
         except FileNotFoundError as error:
             raise CacheNotFoundError(f"{self.root / path} does not exist") from error
         try:
@@ -92,6 +95,25 @@ class LocalStore:
             for file in sorted(base.rglob("*"))
             if file.is_file()
         }
+
+    @contextmanager
+    def exclusive(self, path: str) -> Iterator[None]:
+        """Keep other processes that ask for the same out of a folder; waits for its holder."""
+        folder = self.root / path
+        with ExitStack() as held:
+            is_held = False
+            while not is_held:
+                for new in _make_folders(folder):
+                    _sync_folder(new.parent)
+                # The run that was waited for may have left nothing, not even the folder.
+                with suppress(FileNotFoundError):
+                    held.enter_context(hold_folder(folder))
+                    is_held = True
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    folder.rmdir()  # when nothing was written
 
 
 class MemoryStore:
@@ -136,6 +158,12 @@ class HTTPStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "token": self.token, "_client": None, "_process": 0}
+
+    def close(self) -> None:
+        """Close this process's connections; the next request opens new ones."""
+        if self._client is not None and self._process == os.getpid():
+            self._client.close()
+        self._client = None
 
     def _get(self, path: str, headers: dict[str, str], allowed: tuple[int, ...]) -> bytes:
         import httpx

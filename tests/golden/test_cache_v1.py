@@ -64,3 +64,17 @@ def test_zarr_python_agrees(root):
         assert np.abs(values - expected_map(number)).max() <= 1e-3
         read += 1
     assert read == settings["num_maps"] == len(KEYS)
+
+
+def test_reads_the_recorded_float32_maps_bit_by_bit(golden_dir):
+    """The lossless encoding of the same version: map n holds 0, 1/3, … 5/3, plus n."""
+    zarr = pytest.importorskip("zarr")
+    root = golden_dir / "cache-v1-float32"
+    cache = DepthCache.open(root)
+    (array_folder,) = root.glob("*/segments/*/maps/2x3")
+    array = zarr.open_array(array_folder, mode="r")
+    for number in range(3):
+        expected = np.arange(6, dtype=np.float32).reshape(2, 3) / np.float32(3) + number
+        np.testing.assert_array_equal(cache.read(f"{number:064x}"), expected)
+        np.testing.assert_array_equal(array[number], expected)
+    assert verify_cache(root).problems == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -100,7 +102,38 @@ def test_coverage_names_the_gap_and_the_command_that_fills_it(capsys, images, ro
     Image.new("RGB", (9, 9)).save(tmp_path / "new.png")
     code, document = _run(capsys, "cache", "coverage", root, "--images", tmp_path)
     assert (code, document["num_missing"]) == (3, 1)
-    assert document["command"].startswith(f"pipeline depth --images {tmp_path} --model ")
+    words = shlex.split(document["command"])
+    assert words[:3] == ["pipeline", "depth", "--images"]
+    # The command fills the gap, so it is run as printed; in a copy, since others share this root.
+    copy = shutil.copytree(root, tmp_path / "copy")
+    assert invoke([str(copy) if word == str(root) else word for word in words[1:]]) == 0
+    assert invoke(["cache", "coverage", str(copy), "--images", str(tmp_path / "new.png")]) == 0
+
+
+def test_coverage_of_a_cache_with_settings_of_its_own(capsys, model, images, tmp_path):
+    root = tmp_path / "cache"
+    words = ["--model", model, "--cache", root, "--precision", "bf16", "--bits", "32"]
+    assert invoke(["depth", "--images", str(images / "0.png"), *map(str, words)]) == 0
+    capsys.readouterr()
+    code, document = _run(capsys, "cache", "coverage", root, "--images", images)
+    assert (code, document["num_missing"]) == (3, 4)
+    assert invoke(shlex.split(document["command"])[1:]) == 0
+    assert invoke(["cache", "coverage", str(root), "--images", str(images)]) == 0
+
+
+def test_repair_and_gc_as_typed(capsys, model, images, root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    (segment,) = copy.glob("*/segments/*")
+    next(segment.glob("maps/*/c/0/0/0")).unlink()
+    (segment / "zarr.json.tmp-1").write_bytes(b"left by a kill")
+    assert invoke(["cache", "gc", str(copy), "--min-age-seconds", "0"]) == 0
+    assert invoke(["cache", "verify", str(copy), "--repair"]) == 2
+    assert invoke(["cache", "verify", str(copy)]) == 4
+    capsys.readouterr()
+    words = ["--repair", "--images", images, "--model", model]
+    code, document = _run(capsys, "cache", "verify", copy, *words)
+    assert (code, document["repaired"]["num_computed"]) == (0, 5)
+    assert not list(copy.rglob("*.tmp-*"))
 
 
 def test_read_gives_the_map_at_any_size(capsys, images, root, tmp_path):
@@ -123,8 +156,6 @@ def test_info_and_listing(capsys, root):
 
 
 def test_damage_ends_with_4_and_is_named(capsys, root, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
     code, document = _run(capsys, "cache", "verify", copy)

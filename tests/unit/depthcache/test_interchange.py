@@ -78,6 +78,17 @@ def test_maps_come_back_through_every_format(kind, tmp_path, images, truth, sour
     _assert_equal(DepthCache.open(tmp_path / "second"), images, truth, tolerance)
 
 
+@pytest.mark.parametrize("kind", ["hdf5", "npy", "npz", "zarr"])
+def test_float32_maps_come_back_bit_by_bit(kind, tmp_path, images, truth, source):
+    _import(source, tmp_path / "first", images, bits=32)
+    out = tmp_path / "out" / kind
+    export_cache(tmp_path / "first", out, format=kind)
+    _import(out, tmp_path / "second", images, format=kind, bits=32)
+    cache = DepthCache.open(tmp_path / "second")
+    for number, values in enumerate(truth):
+        np.testing.assert_array_equal(cache.read(_key(images, number)), values)
+
+
 def test_lossless_formats_export_exactly_what_the_cache_reads(tmp_path, images, source):
     import h5py
     import zarr

@@ -49,6 +49,14 @@ def test_empty_maps_and_wrong_bits_are_refused():
             quantise(np.zeros((1, 1), np.float32), bits)
 
 
-def test_code_zero_is_no_value():
+@given(inverse_depth=_maps)
+def test_32_bits_keep_every_bit(inverse_depth):
+    values, value_range = quantise(inverse_depth, 32)
+    assert dequantise(values, value_range, 32).tobytes() == inverse_depth.tobytes()
+
+
+def test_code_zero_and_nan_are_no_value():
+    with pytest.raises(ValueError, match="NaN"):
+        dequantise(np.array([[1.0, np.nan]], np.float32), (0.0, 1.0), 32)
     with pytest.raises(ValueError, match="code 0"):
         dequantise(np.array([[16, 0]], np.uint16), (0.0, 1.0))

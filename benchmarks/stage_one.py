@@ -1,0 +1,215 @@
+"""Stage one beside the bare forward pass and beside transformers' pipeline; its cost by size.
+
+    python benchmarks/stage_one.py --images DIR
+    python benchmarks/stage_one.py --curve 100 1000 10000
+
+The model is a DPT of moderate size with random weights, the photos are real where DIR has some.
+All sides run in turn in every round on the same images; ratios are medians over the rounds, of the
+clock and of the processor time of all threads, which other programs on the machine do not change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor, pipeline
+
+from depthcache import image_key
+from depthcache.depth_models import DepthModel, load_depth_model
+from depthcache.object_stores import LocalStore
+from depthcache.segment_writer import seal_segment
+from depthcache.shard_computation import ShardTarget, compute_shards, load_image
+from depthcache.shard_planning import plan_segment
+
+# One run of stage one in a process of its own: seconds and peak memory, from start to seal.
+_CURVE_ONCE = """
+import json, re, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from depthcache.precompute import precompute_depth
+images, model, root = map(Path, sys.argv[1:4])
+paths = sorted(images.iterdir())
+precompute_depth(paths[:1], model, str(root / "first"))
+status = Path("/proc/self/status")
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) // 1024
+base = peak()
+start, processor = time.perf_counter(), time.process_time()
+summary = precompute_depth(paths, model, str(root / "all"), batch_size=64, workers=1)
+assert summary.num_computed == len(paths)
+print(json.dumps({
+    "seconds": round(time.perf_counter() - start, 2),
+    "processor_seconds": round(time.process_time() - processor, 2),
+    "peak_mib": peak(),
+    "mib_before": base,
+}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="photos; without, pictures of noise")
+    parser.add_argument("--num-images", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--precision", default="bf16", help="of ours and of the bare forward pass")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hidden-size", type=int, default=768, help="768 is a ViT-B")
+    parser.add_argument("--curve", type=int, nargs="+", metavar="IMAGES", help="cost by size")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.curve:
+            result = measure_curve(folder, arguments.curve)
+        else:
+            write_model(folder / "dpt", hidden_size=arguments.hidden_size, num_layers=12, side=384)
+            images = list_images(arguments.images, folder, arguments.num_images)
+            result = compare_sides(folder, images, arguments)
+            result["batch_rounding"] = compare_batches(folder / "dpt", images[:4])
+    print(json.dumps(result, indent=1))
+
+
+def compare_sides(folder: Path, images: Sequence[Path], settings: Any) -> dict[str, Any]:
+    """Milliseconds an image of the three sides, and how they compare."""
+    model = load_depth_model(folder / "dpt", precision=settings.precision)
+    paths = {image_key(path.read_bytes()): path for path in images}
+    pixels = [load_image(model, path, key) for key, path in paths.items()]
+    batches = [
+        pixels[start : start + settings.batch_size]
+        for start in range(0, len(pixels), settings.batch_size)
+    ]
+    theirs = pipeline("depth-estimation", model=str(folder / "dpt"), device="cpu")
+    num_runs = 0
+
+    def run_forward() -> None:
+        for batch in batches:
+            model.predict(batch)
+
+    def run_stage() -> None:
+        nonlocal num_runs
+        num_runs += 1
+        write_segment(folder / f"cache-{num_runs}", paths, model, settings.batch_size)
+
+    def run_pipeline() -> None:
+        for path in images:
+            theirs(str(path))
+
+    sides = {"forward": run_forward, "stage one": run_stage, "transformers": run_pipeline}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    model.predict(batches[0])
+    theirs(str(images[0]))
+    for _ in range(settings.rounds):
+        for name, run in sides.items():
+            times[name].append(_time(run))
+    shown = {
+        name: [round(1e3 * statistics.median(t[i] for t in found) / len(images), 1) for i in (0, 1)]
+        for name, found in times.items()
+    }
+
+    def ratio(name: str, i: int) -> float:
+        both = zip(times[name], times["stage one"], strict=True)
+        return round(statistics.median(peer[i] / ours[i] for peer, ours in both), 3)
+
+    return {
+        "num_images": len(images),
+        "precision": settings.precision,
+        "batch_size": settings.batch_size,
+        "threads": settings.threads,
+        "num_weights": sum(weight.numel() for weight in model.network.parameters()),
+        "ms_an_image_by_clock_and_processor": shown,
+        "of_forward_throughput": [ratio("forward", 0), ratio("forward", 1)],
+        "times_transformers_pipeline": [ratio("transformers", 0), ratio("transformers", 1)],
+    }
+
+
+def write_segment(root: Path, paths: dict[str, Path], model: DepthModel, batch_size: int) -> None:
+    """Stage one from the first byte of an image to the seal, the model being loaded."""
+    store = LocalStore(root)
+    shape = (384, 384)
+    plan = plan_segment(dict.fromkeys(paths, shape), fingerprint="benchmark-0", shard_rows=64)
+    prefix = f"benchmark-0/segments/{plan.segment_id}"
+    target = ShardTarget(store=store, prefix=prefix, shard_rows=64, bits=12)
+    outcome = compute_shards(plan.shards, paths, model, target, batch_size=batch_size, readers=2)
+    assert len(outcome.computed) == len(paths)
+    seal_segment(store, prefix, plan, bits=12, provenance={})
+
+
+def compare_batches(model: Path, images: Sequence[Path]) -> dict[str, float]:
+    """Largest change of a map, of its range, when other images share its batch."""
+    changes = {}
+    for precision in ("fp32", "bf16"):
+        loaded = load_depth_model(model, precision=precision)
+        pixels = [load_image(loaded, path, image_key(path.read_bytes())) for path in images]
+        alone, together = loaded.predict(pixels[:1])[0], loaded.predict(pixels)[0]
+        change = np.abs(alone - together).max() / np.ptp(alone)
+        changes[precision] = float(f"{change:.2g}")
+    return changes
+
+
+def measure_curve(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
+    """Stage one on ever more images with a tiny model."""
+    write_model(folder / "dpt", hidden_size=16, num_layers=4, side=32)
+    curve = {}
+    for size in sorted(sizes):
+        images = folder / f"images-{size}"
+        write_noise(images, size)
+        answer = subprocess.check_output(
+            [sys.executable, "-c", _CURVE_ONCE, images, folder / "dpt", folder / f"root-{size}"]
+        )
+        curve[size] = json.loads(answer)
+        curve[size]["processor_ms_an_image"] = 1e3 * curve[size]["processor_seconds"] / size
+        print(f"{size}: {curve[size]}", file=sys.stderr, flush=True)
+    return {"curve": curve}
+
+
+def list_images(photos: Path | None, folder: Path, num_images: int) -> list[Path]:
+    """The first photos, or pictures of noise in their place."""
+    if photos is not None:
+        return sorted(photos.glob("*.jpg"))[:num_images]
+    write_noise(folder / "images", num_images, side=480)
+    return sorted((folder / "images").iterdir())
+
+
+def write_noise(folder: Path, num_images: int, side: int = 32) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(num_images):
+        pixels = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:06d}.png", compress_level=1)
+
+
+def write_model(folder: Path, *, hidden_size: int, num_layers: int, side: int) -> None:
+    """A plain DPT with random weights."""
+    torch.manual_seed(0)
+    width = hidden_size // 4
+    config = DPTConfig(
+        hidden_size=hidden_size, num_hidden_layers=num_layers, intermediate_size=4 * hidden_size,
+        num_attention_heads=max(hidden_size // 64, 2), image_size=side, patch_size=16,
+        backbone_out_indices=[num_layers * k // 4 - 1 for k in range(1, 5)], is_hybrid=False,
+        neck_hidden_sizes=[width // 2, width, 2 * width, 2 * width], fusion_hidden_size=width,
+    )  # fmt: skip
+    DPTForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+
+
+def _time(run: Callable[[], None]) -> tuple[float, float]:
+    start = (time.perf_counter(), time.process_time())
+    run()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+if __name__ == "__main__":
+    main()
