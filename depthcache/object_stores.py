@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
 from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
+from depthcache.http_retries import is_passing, retry_waits, wait_asked_for
+
+TOKEN_VARIABLE = "PIPELINE_CACHE_TOKEN"  # noqa: S105  (a name, not a secret)
+_HTTP_ATTEMPTS = 5
 
 
 class ObjectStore(Protocol):
@@ -31,10 +38,15 @@ class ObjectStore(Protocol):
 
 
 def open_store(url: str | Path, *, token: str | None = None) -> ObjectStore:
-    """Choose the store by the address: a path, http(s)://, s3:// or gs://."""
+    """Choose the store by the address: a path, http(s)://, s3:// or gs://.
+
+    Args:
+        url: the address.
+        token: for a service that asks for one; None takes it from PIPELINE_CACHE_TOKEN.
+    """
     text = str(url)
     if text.startswith(("http://", "https://")):
-        return HTTPStore(text, token)
+        return HTTPStore(text, token or os.environ.get(TOKEN_VARIABLE))
     if text.startswith(("s3://", "gs://")):
         return BucketStore(text)
     return LocalStore(text.removeprefix("file://"))
@@ -142,17 +154,36 @@ class HTTPStore:
 
         if self._client is None or self._process != os.getpid():
             own = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-            self._client = httpx.Client(timeout=30.0, headers=own, follow_redirects=True)
+            timeout = httpx.Timeout(30.0, connect=5.0)
+            self._client = httpx.Client(timeout=timeout, headers=own, follow_redirects=True)
             self._process = os.getpid()
-        try:
-            response = self._client.get(f"{self.url}/{path}", headers=headers)
-        except httpx.HTTPError as error:
-            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
-        if response.status_code == 404:
-            raise CacheNotFoundError(f"{self.url}/{path} does not exist")
-        if response.status_code not in allowed:
-            raise CacheUnreachableError(f"{self.url}/{path} answered {response.status_code}")
-        return bytes(response.content)
+        what = f"{self.url}/{path}"
+        for wait_seconds in retry_waits(_HTTP_ATTEMPTS):
+            failure: CacheUnreachableError | CacheCorruptError
+            retry_after = None
+            try:
+                response = self._client.get(what, headers=headers)
+            except httpx.HTTPError as error:
+                failure = CacheUnreachableError(f"{what}: {error or type(error).__name__}")
+            else:
+                status = response.status_code
+                if status == 404:
+                    raise CacheNotFoundError(f"{what} does not exist")
+                if status in allowed and _has_its_digest(response):
+                    return bytes(response.content)
+                if status in allowed:
+                    failure = CacheCorruptError(f"{what} arrived with another sha256 than its own")
+                elif is_passing(status):
+                    retry_after = response.headers.get("Retry-After")
+                    failure = CacheUnreachableError(f"{what} answered {status}")
+                elif _is_damaged(response):
+                    raise CacheCorruptError(f"{what}: {response.json()['detail']}")
+                else:
+                    raise CacheUnreachableError(f"{what} answered {status}")
+            if wait_seconds is None:
+                raise failure
+            time.sleep(wait_asked_for(retry_after, wait_seconds))
+        raise AssertionError("the last wait is None")
 
     def get(self, path: str) -> bytes:
         return self._get(path, {}, (200,))
@@ -231,23 +262,78 @@ class BucketStore:
         except obstore.exceptions.BaseError as error:
             raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
 
+    def put_new(self, path: str, data: bytes) -> bool:
+        """Write an object unless there is one of this name; tells whether it was written."""
+        import obstore
+
+        try:
+            obstore.put(self._opened(), path, data, mode="create", use_multipart=False)
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is gone already is no error."""
+        import obstore
+
+        try:
+            obstore.delete(self._opened(), path)
+        except FileNotFoundError:
+            return
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+
     def list_folders(self, path: str) -> list[str]:
         import obstore
 
-        answer = obstore.list_with_delimiter(self._opened(), path or None)
+        try:
+            answer = obstore.list_with_delimiter(self._opened(), path or None)
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
         return sorted(
             str(prefix).rstrip("/").split("/")[-1] for prefix in answer["common_prefixes"]
         )
 
     def list_objects(self, path: str) -> dict[str, int]:
+        return {name: int(entry["size"]) for name, entry in self._list(path).items()}
+
+    def list_times(self, path: str) -> dict[str, float]:
+        """Relative paths of everything under `path`, and when it was written (Unix time)."""
+        return {
+            n: float(entry["last_modified"].timestamp()) for n, entry in self._list(path).items()
+        }
+
+    def _list(self, path: str) -> dict[str, Any]:
         import obstore
 
-        found: dict[str, int] = {}
         prefix = f"{path.rstrip('/')}/" if path else ""
-        for batch in obstore.list(self._opened(), path or None):
-            for entry in batch:
-                found[str(entry["path"])[len(prefix) :]] = int(entry["size"])
-        return found
+        try:
+            return {
+                str(entry["path"])[len(prefix) :]: entry
+                for batch in obstore.list(self._opened(), path or None)
+                for entry in batch
+            }
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+
+
+def _has_its_digest(response: Any) -> bool:
+    """Whether a whole answer has the sha256 that its head says (RFC 9530), if it says one."""
+    said = response.headers.get("Repr-Digest", "")
+    if response.status_code != 200 or not said.startswith("sha-256=:"):
+        return True
+    digest = base64.b64encode(hashlib.sha256(response.content).digest()).decode()
+    return bool(said == f"sha-256=:{digest}:")
+
+
+def _is_damaged(response: Any) -> bool:
+    """Whether a service says that its disk no longer holds what the manifest says."""
+    try:
+        return response.json()["error"] in ("object-damaged", "map-damaged")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _checked_length(data: bytes, length: int, path: str) -> bytes:

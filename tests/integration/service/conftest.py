@@ -59,16 +59,25 @@ class ServiceProcess:
                 stderr=log,
                 env={**os.environ, "DEPTHCACHE_TOKENS": tokens},
             )
-        deadline = time.monotonic() + 60
-        while True:
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _wait_until_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             try:
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
-                    return self
+                    return
             except httpx.TransportError:
                 pass
-            assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
+        raise AssertionError(f"not ready after 120 seconds: {self.log.read_text()}")
 
     def kill(self) -> None:
         assert self.process is not None
