@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from depthcache.errors import (
     CacheMissError,
     CacheNotFoundError,
 )
+from depthcache.local_tier import DEFAULT_SIZE_CAP_BYTES, LocalTier
 from depthcache.object_stores import ObjectStore, open_store
 from depthcache.segment_reader import SegmentReader
 
@@ -26,14 +27,16 @@ from depthcache.segment_reader import SegmentReader
 class DepthCache:
     """Reads depth maps by image key. Open with `DepthCache.open`.
 
-    Picklable, and safe in forked and spawned workers: each process opens its own stores. The set
-    of segments is fixed when a process first uses the cache; `refresh` looks again.
+    Picklable, and safe in threads and in forked and spawned workers: a forked worker shares the
+    index with its parent and opens connections of its own. The set of segments is fixed when the
+    cache is first used; `refresh` looks again.
 
     Args:
         url: root address.
         fingerprint: folder name of the model's maps.
         token: for a service that asks for one.
         local_tier: folder that keeps maps of a remote cache.
+        local_tier_bytes: size that this folder may have.
         store: an open store instead of the address's.
     """
 
@@ -44,16 +47,15 @@ class DepthCache:
         *,
         token: str | None = None,
         local_tier: Path | None = None,
+        local_tier_bytes: int = DEFAULT_SIZE_CAP_BYTES,
         store: ObjectStore | None = None,
     ) -> None:
         self.url = url
         self.fingerprint = fingerprint
-        self.local_tier = local_tier
+        self._tier = None if local_tier is None else LocalTier(local_tier, local_tier_bytes)
         self._token = token
         self._given_store = store
-        self._process = 0
-        self._segments: list[SegmentReader] = []
-        self._keys: dict[bytes, tuple[int, int]] = {}
+        self._segments: list[SegmentReader] | None = None
 
     @classmethod
     def open(
@@ -62,6 +64,7 @@ class DepthCache:
         *,
         fingerprint: str | None = None,
         local_tier: Path | None = None,
+        local_tier_bytes: int = DEFAULT_SIZE_CAP_BYTES,
         token: str | None = None,
         store: ObjectStore | None = None,
     ) -> DepthCache:
@@ -71,6 +74,7 @@ class DepthCache:
             url: path, http(s)://, s3:// or gs:// address of a root or of a fingerprint folder.
             fingerprint: folder name, or the start of exactly one.
             local_tier: folder that keeps maps of a remote cache.
+            local_tier_bytes: size that this folder may have.
             token: for a service that asks for one.
             store: an open store instead of the address's.
 
@@ -102,7 +106,14 @@ class DepthCache:
                 f"{url} has several caches, choose one with fingerprint=…: {', '.join(fitting)}"
             )
         _read_fingerprint(opened, fitting[0])
-        return cls(root, fitting[0], token=token, local_tier=local_tier, store=store)
+        return cls(
+            root,
+            fitting[0],
+            token=token,
+            local_tier=local_tier,
+            local_tier_bytes=local_tier_bytes,
+            store=store,
+        )
 
     def read(self, key: str, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
         """Relative inverse depth of an image; larger = nearer; finite.
@@ -115,16 +126,13 @@ class DepthCache:
             CacheMissError: the cache has no map of this image.
             CacheCorruptError: stored bytes are damaged; names segment and row.
         """
-        self._load()
-        place = self._keys.get(_digest(key))
+        place = self._find(key)
         if place is None:
             raise CacheMissError(
                 f"no depth of image {key} in {self.url}/{self.fingerprint}; "
                 f"compute it with `pipeline depth --cache {self.url}`"
             )
-        segment = self._segments[place[0]]
-        position = place[1]
-        inverse_depth = self._read_through_tier(key, segment, position)
+        inverse_depth = self._read_through_tier(key, *place)
         if size is None or size == inverse_depth.shape:
             return inverse_depth
         resized = Image.fromarray(inverse_depth).resize(
@@ -140,25 +148,22 @@ class DepthCache:
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those keys that have no map, in order."""
-        self._load()
-        return [key for key in keys if _digest(key) not in self._keys]
+        return [key for key in keys if self._find(key) is None]
 
     def keys(self) -> Iterator[str]:
         """All image keys, sorted."""
-        self._load()
-        return (digest.hex() for digest in sorted(self._keys))
+        return (digest.tobytes().hex() for digest in self._all_digests())
 
     def failures(self) -> dict[str, str]:
         """Image key → reason, of images that a run recorded as impossible."""
-        self._load()
         recorded: dict[str, str] = {}
-        for segment in self._segments:
+        for segment in self._loaded():
             recorded.update(segment.failures)
-        return {key: why for key, why in recorded.items() if _digest(key) not in self._keys}
+        return {key: why for key, why in recorded.items() if self._find(key) is None}
 
     def info(self) -> dict[str, Any]:
         """Model, convention, counts, bytes and provenance."""
-        self._load()
+        segments = self._loaded()
         document = _read_fingerprint(self._store(), self.fingerprint)
         return {
             "fingerprint": self.fingerprint,
@@ -167,71 +172,79 @@ class DepthCache:
             "precision": document.get("precision"),
             "convention": document.get("convention"),
             "encoding": document.get("encoding"),
-            "num_maps": len(self._keys),
+            "num_maps": len(self),
             "num_failed": len(self.failures()),
-            "num_segments": len(self._segments),
-            "num_bytes": sum(sum(s.sizes.values()) for s in self._segments),
-            "provenance": [s.seal.get("provenance", {}) for s in self._segments],
+            "num_segments": len(segments),
+            "num_bytes": sum(sum(s.sizes.values()) for s in segments),
+            "provenance": [s.seal.get("provenance", {}) for s in segments],
         }
 
     def refresh(self) -> None:
-        """See segments that were sealed since this process first used the cache."""
-        self._process = 0
+        """See segments that were sealed since the cache was first used."""
+        self._segments = None
 
     def __contains__(self, key: object) -> bool:
-        self._load()
-        return isinstance(key, str) and _digest(key) in self._keys
+        return isinstance(key, str) and self._find(key) is not None
 
     def __len__(self) -> int:
-        self._load()
-        return len(self._keys)
+        segments = self._loaded()
+        return segments[0].num_maps if len(segments) == 1 else len(self._all_digests())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_process": 0, "_segments": [], "_keys": {}}
+        return {**self.__dict__, "_segments": None}
 
     def _store(self) -> ObjectStore:
         return self._given_store or open_store(self.url, token=self._token)
 
-    def _load(self) -> None:
-        if self._process == os.getpid():
-            return
+    def _loaded(self) -> list[SegmentReader]:
+        if self._segments is not None:
+            return self._segments
         store = self._store()
-        self._segments, self._keys = [], {}
         folder = f"{self.fingerprint}/segments"
+        segments = []
         for segment_id in store.list_folders(folder):
-            try:
-                segment = SegmentReader(store, f"{folder}/{segment_id}")
-            except CacheNotFoundError:
-                continue  # not sealed: a run is writing it, or was killed
-            number = len(self._segments)
-            self._segments.append(segment)
-            digests = segment.digests.tobytes()
-            for position in range(segment.num_maps):
-                digest = digests[32 * position : 32 * position + 32]
-                self._keys.setdefault(digest, (number, position))
-        self._process = os.getpid()
+            # One that is not sealed is being written, or its run was killed.
+            with contextlib.suppress(CacheNotFoundError):
+                segments.append(SegmentReader(store, f"{folder}/{segment_id}"))
+        self._segments = segments
+        return segments
+
+    def _find(self, key: str) -> tuple[SegmentReader, int] | None:
+        digest = _digest(key)
+        for segment in self._loaded():
+            position = segment.find(digest)
+            if position is not None:
+                return segment, position
+        return None
+
+    def _all_digests(self) -> npt.NDArray[Any]:
+        """Digests of all maps as byte strings, sorted, each once."""
+        found = [np.ascontiguousarray(s.digests).view("S32").reshape(-1) for s in self._loaded()]
+        return np.unique(np.concatenate(found)).view("V32") if found else np.empty(0, "V32")
 
     def _read_through_tier(
         self, key: str, segment: SegmentReader, position: int
     ) -> npt.NDArray[np.float32]:
         bucket, row = int(segment.buckets[position]), int(segment.rows[position])
-        if self.local_tier is None:
+        if self._tier is None:
             return segment.read(bucket, row)
-        from depthcache.local_tier import read_kept_map, write_kept_map
-
-        kept = read_kept_map(self.local_tier, self.fingerprint, key)
+        kept = self._tier.read(self.fingerprint, key)
         if kept is not None:
             return kept
-        inverse_depth = segment.read(bucket, row)
-        write_kept_map(self.local_tier, self.fingerprint, key, inverse_depth)
+        encoded = segment.fetch(bucket, row)
+        inverse_depth = encoded.decode()
+        self._tier.write(self.fingerprint, key, encoded)
         return inverse_depth
 
 
 def _digest(key: str) -> bytes:
     try:
-        return bytes.fromhex(key)
-    except ValueError as error:
-        raise CacheMissError(f"{key!r} is not an image key (64 hexadecimal digits)") from error
+        digest = bytes.fromhex(key)
+        if len(digest) == 32:
+            return digest
+    except ValueError:
+        pass
+    raise CacheMissError(f"{key!r} is not an image key (64 hexadecimal digits)")
 
 
 def _is_fingerprint_folder(root: str, store: ObjectStore) -> bool:

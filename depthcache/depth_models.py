@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy.typing as npt
 
 from depthcache import segment_format as fmt
 from depthcache.errors import CacheMismatchError
-from depthcache.quantisation import DEFAULT_BITS
+from depthcache.quantisation import DEFAULT_BITS, describe_encoding
 
 _NEARER = ("dpt", "depth_anything", "depth_pro")
 _METRIC = ("zoedepth", "glpn")
 _BY_SETTING = ("depth_anything", "prompt_depth_anything")
 _SMALLEST_METRES = 1e-3
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,7 @@ class DepthModel:
     precision: str
     gives_metric_depth: bool
     fingerprint: dict[str, Any]
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def preprocess(self, image: npt.NDArray[np.uint8]) -> Any:
         """(3, h, w) float32 tensor of an (H, W, 3) RGB image."""
@@ -52,14 +55,29 @@ class DepthModel:
         Args:
             pixels: tensors of `preprocess`, all of one shape.
         """
+        return self.fetch(self.forward(pixels))
+
+    def forward(self, pixels: Sequence[Any]) -> Any:
+        """(N, H, W) relative inverse depth on the device, of which a GPU may still be computing.
+
+        Args:
+            pixels: tensors of `preprocess`, all of one shape.
+        """
         import torch
 
-        dtype = _dtype(self.precision)
-        batch = torch.stack(list(pixels)).to(self.device, dtype)
-        with torch.inference_mode():
+        batch = torch.stack(list(pixels))
+        if self.device.startswith("cuda"):
+            batch = batch.pin_memory()  # so that the transfer runs beside the pass before
+        # Of several threads, one at a time: two passes at once only take each other's cores.
+        with self._lock, torch.inference_mode():
+            batch = batch.to(self.device, _dtype(self.precision), non_blocking=True)
             predicted = _forward(self.network, batch).float()
-        if self.gives_metric_depth:
-            predicted = 1.0 / predicted.clamp(min=_SMALLEST_METRES)
+            if self.gives_metric_depth:
+                predicted = 1.0 / predicted.clamp(min=_SMALLEST_METRES)
+        return predicted
+
+    def fetch(self, predicted: Any) -> list[npt.NDArray[np.float32]]:
+        """The maps of a `forward`, (H, W) each; waits for the device."""
         return list(predicted.cpu().numpy())
 
 
@@ -69,16 +87,25 @@ def load_depth_model(
     revision: str | None = None,
     device: str = "cpu",
     precision: str = "fp32",
+    bits: int = DEFAULT_BITS,
 ) -> DepthModel:
     """Load a model from the hub or a local folder.
 
+    Args:
+        model: hub id or folder.
+        revision: of a hub model.
+        device: torch device.
+        precision: fp32, bf16 or fp16.
+        bits: significant bits of a stored map, 2 to 16, or 32 for float32.
+
     Raises:
         CacheMismatchError: the model does not predict depth, or the family is unknown.
-        ValueError: precision is not fp32, bf16 or fp16.
+        ValueError: precision is not fp32, bf16 or fp16, or bits are out of range.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
     dtype = _dtype(precision)
+    encoding = describe_encoding(bits)
     name = str(model)
     config = AutoConfig.from_pretrained(name, revision=revision)
     gives_metric_depth = output_is_metric(config)
@@ -105,7 +132,7 @@ def load_depth_model(
             "post_processed": False,
             "stored": "relative inverse depth, larger = nearer",
         },
-        "encoding": {"dtype": "uint16", "bits": DEFAULT_BITS, "no_value": 0},
+        "encoding": encoding,
     }
     return DepthModel(
         network=network.to(device, dtype),

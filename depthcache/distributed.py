@@ -9,22 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
 
 from depthcache import segment_format as fmt
 from depthcache.depth_models import DepthModel, load_depth_model
-from depthcache.errors import CacheIncompleteError, CacheMismatchError, ImageDecodeError
+from depthcache.errors import CacheIncompleteError, CacheMismatchError
 from depthcache.object_stores import open_store
-from depthcache.quantisation import DEFAULT_BITS
-from depthcache.segment_writer import write_shard
+from depthcache.shard_computation import ShardTarget, compute_shards
 from depthcache.shard_planning import ShardPlan
 
 LOCAL = "local"
@@ -41,6 +37,7 @@ class ModelRequest:
         revision: of a hub model.
         device: torch device; with several GPUs, `cuda` gives each local worker its own.
         precision: fp32, bf16 or fp16.
+        bits: significant bits of a stored map.
         fingerprint: folder name that the loaded model must have.
         num_threads: torch threads, the coordinator's, so that sums are taken in the same order.
     """
@@ -49,6 +46,7 @@ class ModelRequest:
     revision: str | None
     device: str
     precision: str
+    bits: int
     fingerprint: str
     num_threads: int
 
@@ -89,7 +87,11 @@ class DepthModelPlugin(WorkerPlugin):
         if device == "cuda" and isinstance(self._worker_name, int):
             device = f"cuda:{self._worker_name % torch.cuda.device_count()}"
         model = load_depth_model(
-            request.model, revision=request.revision, device=device, precision=request.precision
+            request.model,
+            revision=request.revision,
+            device=device,
+            precision=request.precision,
+            bits=request.bits,
         )
         found = fmt.fingerprint_folder(model.fingerprint)
         if found != request.fingerprint:
@@ -100,7 +102,7 @@ class DepthModelPlugin(WorkerPlugin):
         return model
 
 
-def compute_shards(
+def compute_on_workers(
     shards: Sequence[ShardPlan],
     paths: Mapping[str, Path],
     *,
@@ -149,6 +151,7 @@ def compute_shards(
                 prefix,
                 shard_rows,
                 batch_size,
+                request.bits,
                 key=f"depth-{prefix}-{shard.bucket}-{shard.number}",
                 pure=False,
                 retries=_RETRIES,
@@ -177,45 +180,24 @@ def compute_shard(
     prefix: str,
     shard_rows: int,
     batch_size: int,
+    bits: int,
 ) -> list[str]:
     """The task: read, predict and write one shard with the worker's model.
+
+    Images that cannot be read now stay out; the coordinator reports them.
 
     Returns:
         Keys whose depth was computed.
     """
-    from depthcache.precompute import _load, _predict
-
-    model = get_worker().plugins[_PLUGIN].load()
-    failed: dict[str, str] = {}
-    maps: dict[str, npt.NDArray[np.float32]] = {}
-    with ThreadPoolExecutor(2) as readers:
-        loads = {
-            key: readers.submit(_load, model, Path(paths[key]), key)
-            for key in shard.keys[:batch_size]
-        }
-        for start in range(0, len(shard.keys), batch_size):
-            for key in shard.keys[start + batch_size : start + 2 * batch_size]:
-                loads[key] = readers.submit(_load, model, Path(paths[key]), key)
-            pixels = {}
-            for key in shard.keys[start : start + batch_size]:
-                try:
-                    pixels[key] = loads.pop(key).result()
-                except ImageDecodeError as error:
-                    failed[key] = str(error)
-                except OSError:
-                    continue  # passing: the coordinator reports it, the next run tries again
-            maps.update(_predict(model, pixels))
-    if maps or failed:
-        failed = write_shard(
-            open_store(root),
-            prefix,
-            shard,
-            maps,
-            failed,
-            shard_rows=shard_rows,
-            bits=DEFAULT_BITS,
-        )
-    return [key for key in maps if key not in failed]
+    outcome = compute_shards(
+        [shard],
+        {key: Path(path) for key, path in paths.items()},
+        get_worker().plugins[_PLUGIN].load(),
+        ShardTarget(store=open_store(root), prefix=prefix, shard_rows=shard_rows, bits=bits),
+        batch_size=batch_size,
+        readers=2,
+    )
+    return sorted(outcome.computed)
 
 
 @contextmanager
@@ -227,7 +209,7 @@ def _connected(scheduler: str, workers: int) -> Iterator[Any]:
     with (
         LocalCluster(
             n_workers=workers,
-            threads_per_worker=1,
+            threads_per_worker=2,  # one reads and writes while the other has the network
             processes=True,
             dashboard_address=None,
             silence_logs=logging.ERROR,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from depthcache import segment_format as fmt
 from depthcache.errors import CacheNotFoundError
+from depthcache.folder_lock import hold_if_free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,12 @@ def collect_garbage(
 ) -> GarbageSummary:
     """Remove temporary files, and unsealed segments, in which nothing was written for a while.
 
+    What a run on this machine is writing stays whatever its age.
+
     Args:
         root: local root.
         dry_run: only tell.
-        min_age_seconds: younger things may belong to a run in progress.
+        min_age_seconds: younger things may belong to a run in progress on another machine.
 
     Raises:
         CacheNotFoundError: the root does not exist.
@@ -37,31 +40,35 @@ def collect_garbage(
     if not folder.is_dir():
         raise CacheNotFoundError(f"{folder} does not exist")
     limit = time.time() - min_age_seconds
-    victims = [
-        segment
-        for segment in sorted(folder.glob("*/segments/*"))
-        if not (segment / fmt.SEALED).exists() and _newest(segment) <= limit
-    ]
-    inside = tuple(f"{victim}/" for victim in victims)
-    victims += [
-        file
-        for file in sorted(folder.glob("*-*/**/*.tmp-*"))
-        if file.stat().st_mtime <= limit and not str(file).startswith(inside)
-    ]
+    removed: list[str] = []
     num_bytes = 0
-    for victim in victims:
-        files = [f for f in victim.rglob("*") if f.is_file()] if victim.is_dir() else [victim]
-        num_bytes += sum(file.stat().st_size for file in files)
-        if not dry_run:
-            if victim.is_dir():
-                shutil.rmtree(victim)
-            else:
-                victim.unlink()
-    return GarbageSummary(
-        num_removed=len(victims),
-        num_bytes=num_bytes,
-        removed=[str(victim.relative_to(folder)) for victim in victims],
-    )
+    for segment in sorted(folder.glob("*/segments/*")):
+        with hold_if_free(segment) as is_free:
+            for victim in _find_victims(segment, limit) if is_free else ():
+                files = [f for f in (victim, *victim.rglob("*")) if f.is_file()]
+                num_bytes += sum(file.stat().st_size for file in files)
+                removed.append(str(victim.relative_to(folder)))
+                if dry_run:
+                    continue
+                if victim.is_dir():
+                    shutil.rmtree(victim)
+                else:
+                    victim.unlink()
+    for file in sorted(folder.glob("*-*/*.tmp-*")):
+        if file.stat().st_mtime <= limit:
+            num_bytes += file.stat().st_size
+            removed.append(str(file.relative_to(folder)))
+            if not dry_run:
+                file.unlink()
+    return GarbageSummary(num_removed=len(removed), num_bytes=num_bytes, removed=removed)
+
+
+def _find_victims(segment: Path, limit: float) -> list[Path]:
+    """A segment without seal, or the temporary files of one, last written before `limit`."""
+    if not (segment / fmt.SEALED).exists():
+        return [segment] if _newest(segment) <= limit else []
+    temporary = sorted(segment.rglob("*.tmp-*"))
+    return [file for file in temporary if file.stat().st_mtime <= limit]
 
 
 def _newest(folder: Path) -> float:

@@ -28,8 +28,8 @@ from depthcache.errors import (
 )
 from depthcache.image_decoding import image_key, read_image_size
 from depthcache.object_stores import ObjectStore, open_store
-from depthcache.quantisation import DEFAULT_BITS
-from depthcache.segment_writer import seal_segment, write_shard
+from depthcache.quantisation import DEFAULT_BITS, describe_encoding
+from depthcache.segment_writer import hold_segment, seal_segment, write_shard
 from depthcache.shard_planning import ShardPlan, plan_segment
 
 FORMATS = ("hdf5", "png8", "png16", "npy", "npz", "zarr")
@@ -85,6 +85,7 @@ def import_maps(
     format: str,  # noqa: A002  (the command's option has this name)
     convention: str = "relative-inverse",
     model: str = "imported",
+    bits: int = DEFAULT_BITS,
 ) -> ImportSummary:
     """Store maps that another program made. The same call again resumes a killed one.
 
@@ -100,6 +101,7 @@ def import_maps(
         convention: relative-inverse (larger = nearer, any scale and shift) or metric (larger =
             farther, any unit; stored as 1 / value).
         model: what made the maps.
+        bits: significant bits of a stored map, 2 to 16; 32 keeps float32.
 
     Raises:
         CacheNotFoundError: source or images do not exist.
@@ -113,7 +115,7 @@ def import_maps(
         raise CacheNotFoundError(f"{source} does not exist")
     if not images.is_dir():
         raise CacheNotFoundError(f"image folder {images} does not exist")
-    fingerprint = _imported_fingerprint(source, format, convention, model)
+    fingerprint = _imported_fingerprint(source, format, convention, model, bits)
     name = fmt.fingerprint_folder(fingerprint)
     store = open_store(root)
     with _opened_source(source, format) as maps:
@@ -134,7 +136,7 @@ def import_maps(
         summary.num_present = len(known & set(matched))
         _write_fingerprint(store, name, fingerprint)
         missing = {key: entry for key, entry in matched.items() if key not in known}
-        _store_maps(store, name, missing, maps, convention, summary)
+        _store_maps(store, name, missing, maps, convention, bits, summary)
     return summary
 
 
@@ -334,6 +336,7 @@ def _store_maps(
     missing: Mapping[str, str],
     maps: _MapSource,
     convention: str,
+    bits: int,
     summary: ImportSummary,
 ) -> None:
     shapes: dict[str, tuple[int, int]] = {}
@@ -346,19 +349,21 @@ def _store_maps(
             shapes[key] = shape
     plan = plan_segment(shapes, fingerprint=name, shard_rows=_SHARD_ROWS)
     prefix = f"{name}/segments/{plan.segment_id}"
-    present = set(store.list_objects(prefix)) if shapes else set()
-    for shard in plan.shards:
-        if f"maps/{shard.bucket}/c/{shard.number}/0/0" in present:
-            summary.num_present += len(shard.keys)
-            continue
-        read, reasons = _read_shard(shard, missing, maps, convention)
-        reasons = write_shard(
-            store, prefix, shard, read, reasons, shard_rows=_SHARD_ROWS, bits=DEFAULT_BITS
-        )
-        failed.update({missing[key]: reason for key, reason in reasons.items()})
-        summary.num_imported += len(shard.keys) - len(reasons)
     if shapes:
-        seal_segment(store, prefix, plan, bits=DEFAULT_BITS, provenance={"imported": True})
+        with hold_segment(store, prefix):
+            present = store.list_objects(prefix)
+            for shard in plan.shards:
+                if f"maps/{shard.bucket}/c/{shard.number}/0/0" in present:
+                    summary.num_present += len(shard.keys)
+                    continue
+                read, reasons = _read_shard(shard, missing, maps, convention)
+                reasons = write_shard(
+                    store, prefix, shard, read, reasons, shard_rows=_SHARD_ROWS, bits=bits
+                )
+                failed.update({missing[key]: reason for key, reason in reasons.items()})
+                summary.num_imported += len(shard.keys) - len(reasons)
+            if fmt.SEALED not in present:
+                seal_segment(store, prefix, plan, bits=bits, provenance={"imported": True})
     summary.failures = [{"path": entry, "reason": why} for entry, why in sorted(failed.items())]
     summary.num_failed = len(failed)
 
@@ -409,7 +414,7 @@ def _write_fingerprint(store: ObjectStore, name: str, fingerprint: dict[str, Any
 
 
 def _imported_fingerprint(
-    source: Path, source_format: str, convention: str, model: str
+    source: Path, source_format: str, convention: str, model: str, bits: int
 ) -> dict[str, Any]:
     return {
         "format_version": fmt.FORMAT_VERSION,
@@ -427,7 +432,7 @@ def _imported_fingerprint(
             "post_processed": None,
             "stored": "relative inverse depth, larger = nearer",
         },
-        "encoding": {"dtype": "uint16", "bits": DEFAULT_BITS, "no_value": 0},
+        "encoding": describe_encoding(bits),
     }
 
 

@@ -1,9 +1,10 @@
-"""Maps of a remote cache, kept on this machine's disk up to a size cap."""
+"""Maps of a remote cache, kept compressed on this machine's disk up to a size cap."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import uuid
 from pathlib import Path
 
@@ -12,60 +13,92 @@ import numpy.typing as npt
 
 from depthcache.errors import CacheCorruptError
 from depthcache.segment_format import add_crc, strip_crc
+from depthcache.segment_reader import EncodedMap
 
-SIZE_CAP_BYTES = int(os.environ.get("DEPTHCACHE_LOCAL_TIER_BYTES", str(50 * 2**30)))
-_WRITES_PER_CHECK = 256
-_num_writes = [0]
-
-
-def read_kept_map(tier: Path, fingerprint: str, key: str) -> npt.NDArray[np.float32] | None:
-    """A kept map, checked; None when it is not there or damaged."""
-    path = _path(tier, fingerprint, key)
-    try:
-        payload = strip_crc(path.read_bytes(), str(path))
-        os.utime(path)
-    except (FileNotFoundError, CacheCorruptError):
-        return None
-    height, width = np.frombuffer(payload[:8], dtype="<u4")
-    return np.frombuffer(payload[8:], dtype="<f4").reshape(int(height), int(width)).copy()
+DEFAULT_SIZE_CAP_BYTES = int(os.environ.get("DEPTHCACHE_LOCAL_TIER_BYTES", str(50 * 2**30)))
+_HEADER = struct.Struct("<IIIff")
+# Every process looks at the folder after it has written this part of the cap, and then empties it
+# to `_KEPT_PART`: eight processes that look at the worst moment fill what is between.
+_CHECKED_PART = 1 / 32
+_KEPT_PART = 3 / 4
 
 
-def write_kept_map(
-    tier: Path, fingerprint: str, key: str, inverse_depth: npt.NDArray[np.float32]
-) -> None:
-    """Keep a map; a full disk only means that it is not kept."""
-    path = _path(tier, fingerprint, key)
-    header = np.array(inverse_depth.shape, dtype="<u4").tobytes()
-    data = add_crc(header + inverse_depth.astype("<f4").tobytes())
-    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:12]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError:
+class LocalTier:
+    """A folder of maps. Many processes may use it at once, and of many caches.
+
+    A kept file is height, width, bits (uint32), minimum, maximum (float32), the map's chunk as in
+    its shard, and crc32c, little-endian.
+
+    Args:
+        folder: made when needed. A folder that cannot be written keeps nothing; reading goes on.
+        size_cap_bytes: the longest unused maps go when the files take more.
+
+    Raises:
+        ValueError: the cap is negative.
+    """
+
+    def __init__(self, folder: Path, size_cap_bytes: int = DEFAULT_SIZE_CAP_BYTES) -> None:
+        if size_cap_bytes < 0:
+            raise ValueError(f"size_cap_bytes={size_cap_bytes} must not be negative")
+        self.folder = folder
+        self.size_cap_bytes = size_cap_bytes
+        self._unchecked_bytes = size_cap_bytes  # the first write looks at what is there
+
+    def read(self, fingerprint: str, key: str) -> npt.NDArray[np.float32] | None:
+        """A kept map, checked; None when it is not there or damaged."""
+        path = self._path(fingerprint, key)
+        try:
+            payload = strip_crc(path.read_bytes(), str(path))
+            height, width, bits, low, high = _HEADER.unpack_from(payload)
+            inverse_depth = EncodedMap(
+                chunk=payload[_HEADER.size :],
+                shape=(height, width),
+                bits=bits,
+                value_range=(low, high),
+                place=str(path),
+            ).decode()
+        except (OSError, struct.error, CacheCorruptError):
+            return None
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        return
-    _num_writes[0] += 1
-    if _num_writes[0] % _WRITES_PER_CHECK == 0:
-        shrink_tier(tier, SIZE_CAP_BYTES)
+            os.utime(path)
+        return inverse_depth
 
+    def write(self, fingerprint: str, key: str, encoded: EncodedMap) -> None:
+        """Keep a map; a full disk only means that it is not kept."""
+        header = _HEADER.pack(*encoded.shape, encoded.bits, *encoded.value_range)
+        data = add_crc(header + encoded.chunk)
+        if len(data) > self.size_cap_bytes * (1 - _KEPT_PART):
+            return
+        path = self._path(fingerprint, key)
+        temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:12]}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            return
+        self._unchecked_bytes += len(data)
+        if self._unchecked_bytes > self.size_cap_bytes * _CHECKED_PART:
+            self._unchecked_bytes = 0
+            self.shrink(int(self.size_cap_bytes * _KEPT_PART))
 
-def shrink_tier(tier: Path, size_cap_bytes: int) -> int:
-    """Delete the longest unused maps until the rest fits; returns the bytes left."""
-    files = []
-    for path in tier.glob("*/*/*"):
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            files.append((status.st_mtime_ns, status.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= size_cap_bytes:
-            break
-        path.unlink(missing_ok=True)
-        total -= size
-    return total
+    def shrink(self, num_bytes: int) -> int:
+        """Delete the longest unused maps until the rest takes this much; returns the bytes left."""
+        files = []
+        for path in self.folder.glob("*/*/*"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= num_bytes:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                total -= size
+        return total
 
-
-def _path(tier: Path, fingerprint: str, key: str) -> Path:
-    return tier / fingerprint / key[:2] / f"{key}.map"
+    def _path(self, fingerprint: str, key: str) -> Path:
+        return self.folder / fingerprint / key[:2] / f"{key}.map"

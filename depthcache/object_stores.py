@@ -8,10 +8,13 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
+from depthcache.folder_lock import hold_folder
 from depthcache.http_retries import is_passing, retry_waits, wait_asked_for
 
 TOKEN_VARIABLE = "PIPELINE_CACHE_TOKEN"  # noqa: S105  (a name, not a secret)
@@ -104,6 +107,25 @@ class LocalStore:
             for file in sorted(base.rglob("*"))
             if file.is_file()
         }
+
+    @contextmanager
+    def exclusive(self, path: str) -> Iterator[None]:
+        """Keep other processes that ask for the same out of a folder; waits for its holder."""
+        folder = self.root / path
+        with ExitStack() as held:
+            is_held = False
+            while not is_held:
+                for new in _make_folders(folder):
+                    _sync_folder(new.parent)
+                # The run that was waited for may have left nothing, not even the folder.
+                with suppress(FileNotFoundError):
+                    held.enter_context(hold_folder(folder))
+                    is_held = True
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    folder.rmdir()  # when nothing was written
 
 
 class MemoryStore:

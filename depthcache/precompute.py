@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -16,16 +16,25 @@ import numpy.typing as npt
 
 from depthcache import segment_format as fmt
 from depthcache.cache_reader import DepthCache
-from depthcache.depth_models import DepthModel, load_depth_model
+from depthcache.depth_models import PRECISIONS, DepthModel, load_depth_model
 from depthcache.errors import CacheMismatchError, CacheNotFoundError, ImageDecodeError
-from depthcache.image_decoding import decode_image, image_key, read_image_size
+from depthcache.image_decoding import image_key, read_image_size
 from depthcache.object_stores import ObjectStore, open_store
-from depthcache.quantisation import DEFAULT_BITS
-from depthcache.segment_writer import seal_segment, write_shard
+from depthcache.quantisation import ALL_BITS, DEFAULT_BITS, describe_encoding
+from depthcache.segment_writer import hold_segment, seal_segment, write_shard
+from depthcache.shard_computation import (
+    ShardOutcome,
+    ShardTarget,
+    compute_shards,
+    load_image,
+    predict_maps,
+)
 from depthcache.shard_planning import SegmentPlan, ShardPlan, plan_segment
 
 DEFAULT_SHARD_ROWS = 64
-_BYTES_PER_CELL = 0.95
+_HASHING_THREADS = 4
+_FILES_AT_ONCE = 1024
+_BYTES_PER_BIT = 0.08
 
 
 @dataclass(kw_only=True)
@@ -80,11 +89,20 @@ class _Job:
     files_of: dict[str, list[Path]]
     failures: dict[Path, str]
     num_present: int
+    bits: int
     plan: SegmentPlan
 
     @property
     def prefix(self) -> str:
         return f"{self.fingerprint}/segments/{self.plan.segment_id}"
+
+    @property
+    def num_planned(self) -> int:
+        return sum(len(keys) for keys in self.plan.buckets.values())
+
+    def missing_shards(self) -> list[ShardPlan]:
+        present = self.store.list_objects(self.prefix)
+        return [s for s in self.plan.shards if f"maps/{s.bucket}/c/{s.number}/0/0" not in present]
 
 
 def precompute_depth(
@@ -96,6 +114,7 @@ def precompute_depth(
     batch_size: int = 4,
     precision: str = "fp32",
     device: str | None = None,
+    bits: int = DEFAULT_BITS,
     shard_rows: int | None = None,
     workers: int = 2,
     scheduler: str | None = None,
@@ -112,6 +131,7 @@ def precompute_depth(
         batch_size: images per forward pass.
         precision: fp32, bf16 or fp16.
         device: torch device; None takes cuda when there is one.
+        bits: significant bits of a stored map, 2 to 16; 32 keeps float32.
         shard_rows: maps per shard; None takes 64.
         workers: threads that read, decode and preprocess beside the forward pass; with
             scheduler="local" the number of worker processes.
@@ -127,80 +147,25 @@ def precompute_depth(
     start = monotonic()
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size={batch_size} and workers={workers} must be positive")
-    job = _prepare(images, model, root, revision, precision, device, shard_rows, upstreams)
+    job = _prepare(images, model, root, revision, precision, device, bits, shard_rows, upstreams)
     _write_fingerprint(job)
-    num_total = sum(len(keys) for keys in job.plan.buckets.values())
-    tried: set[str] = set()
-    if scheduler is not None and num_total:
-        tried |= _compute_on_cluster(
-            job, str(model), root, revision, batch_size, scheduler, workers, progress
-        )
-    present = set(job.store.list_objects(job.prefix)) if num_total else set()
-    reasons: dict[str, str] = {}
-    passing: dict[str, str] = {}
-    unresolved: list[ShardPlan] = []
-    done = 0
-    with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(1) as writer:
-        pending: list[Future[dict[str, str]]] = []
-        shards = [s for s in job.plan.shards if _shard_name(s) not in present]
-        done = num_total - sum(len(s.keys) for s in shards)
-        if progress is not None and num_total:
-            progress(done, num_total)
-        batches = [
-            (shard, shard.keys[i : i + batch_size])
-            for shard in shards
-            for i in range(0, len(shard.keys), batch_size)
-        ]
-        ahead = max(2, -(-2 * workers // batch_size))
-        loads: dict[int, list[Future[Any]]] = {}
-        maps: dict[str, npt.NDArray[np.float32]] = {}
-        failed: dict[str, str] = {}
-        for number, (shard, keys) in enumerate(batches):
-            for coming in range(number, min(number + ahead + 1, len(batches))):
-                if coming not in loads:
-                    loads[coming] = [
-                        readers.submit(_load, job.model, job.paths[key], key)
-                        for key in batches[coming][1]
-                    ]
-            pixels = _take_loaded(keys, loads.pop(number), failed, passing)
-            maps.update(_predict(job.model, pixels))
-            done += len(keys)
-            tried.update(pixels)
-            if progress is not None:
-                progress(done, num_total)
-            if keys[-1] != shard.keys[-1]:
-                continue
-            if not maps and not failed:
-                unresolved.append(shard)
+    outcome = ShardOutcome()
+    if job.num_planned:
+        with hold_segment(job.store, job.prefix):
+            if fmt.SEALED in job.store.list_objects(job.prefix):  # by a run that was waited for
+                job.num_present += job.num_planned
             else:
-                if len(pending) > 1:
-                    reasons.update(pending.pop(0).result())
-                pending.append(
-                    writer.submit(
-                        write_shard,
-                        job.store,
-                        job.prefix,
-                        shard,
-                        maps,
-                        failed,
-                        shard_rows=job.plan.shard_rows,
-                        bits=DEFAULT_BITS,
-                    )
+                outcome = _fill_segment(
+                    job, str(model), root, revision, batch_size, workers, scheduler, progress
                 )
-                maps, failed = {}, {}
-        for future in pending:
-            reasons.update(future.result())
-    # A segment of which nothing was resolved would be planned again and taken for done.
-    if num_total and len(unresolved) < len(job.plan.shards):
-        _seal(job, unresolved, _provenance(model, job))
-    failures = _collect_failures(job, root, {**passing, **reasons})
+    failures = _collect_failures(job, root, {**outcome.passing, **outcome.failed})
     return PrecomputeSummary(
         cache_url=f"{str(root).rstrip('/')}/{job.fingerprint}",
         fingerprint=job.fingerprint,
         num_images=len(images),
         num_unique=len(job.files_of),
         num_present=job.num_present,
-        num_computed=len(tried - reasons.keys()),
+        num_computed=len(outcome.computed),
         num_failed=len(failures),
         failures=[{"path": str(path), "reason": why} for path, why in failures.items()],
         seconds=monotonic() - start,
@@ -216,6 +181,7 @@ def plan_depth(
     batch_size: int = 4,
     precision: str = "fp32",
     device: str | None = None,
+    bits: int = DEFAULT_BITS,
     shard_rows: int | None = None,
     workers: int = 2,
     scheduler: str | None = None,
@@ -224,9 +190,8 @@ def plan_depth(
 ) -> DepthPlan:
     """What `precompute_depth` with the same arguments would do; writes nothing."""
     del batch_size, workers, scheduler, progress
-    job = _prepare(images, model, root, revision, precision, device, shard_rows, upstreams)
-    present = set(job.store.list_objects(job.prefix))
-    shards = [s for s in job.plan.shards if _shard_name(s) not in present]
+    job = _prepare(images, model, root, revision, precision, device, bits, shard_rows, upstreams)
+    shards = job.missing_shards()
     return DepthPlan(
         cache_url=f"{str(root).rstrip('/')}/{job.fingerprint}",
         fingerprint=job.fingerprint,
@@ -238,34 +203,58 @@ def plan_depth(
         num_failed=len(job.failures),
         num_shards=len(shards),
         estimated_bytes=int(
-            sum(len(s.keys) * s.shape[0] * s.shape[1] * _BYTES_PER_CELL for s in shards)
+            sum(len(s.keys) * s.shape[0] * s.shape[1] for s in shards) * _BYTES_PER_BIT * bits
         ),
     )
 
 
-def _take_loaded(
-    keys: Sequence[str],
-    futures: Sequence[Future[Any]],
-    failed: dict[str, str],
-    passing: dict[str, str],
-) -> dict[str, Any]:
-    """Preprocessed images; the others go to `failed` for good, or to `passing` for this run."""
-    pixels = {}
-    for key, future in zip(keys, futures, strict=True):
-        try:
-            pixels[key] = future.result()
-        except ImageDecodeError as error:
-            failed[key] = str(error)
-        except OSError as error:
-            passing[key] = f"cannot be read: {error.strerror or error}; run again"
-    return pixels
+def _fill_segment(
+    job: _Job,
+    model: str,
+    root: str,
+    revision: str | None,
+    batch_size: int,
+    workers: int,
+    scheduler: str | None,
+    progress: Callable[[int, int], None] | None,
+) -> ShardOutcome:
+    """Compute what the segment lacks, and seal it."""
+    done = job.num_planned - sum(len(shard.keys) for shard in job.missing_shards())
 
+    def count(num_keys: int) -> None:
+        nonlocal done
+        done += num_keys
+        if progress is not None:
+            progress(done, job.num_planned)
 
-def _seal(job: _Job, unresolved: Sequence[ShardPlan], provenance: dict[str, Any]) -> None:
-    rows = job.plan.shard_rows
-    for shard in unresolved:
-        write_shard(job.store, job.prefix, shard, {}, {}, shard_rows=rows, bits=DEFAULT_BITS)
-    seal_segment(job.store, job.prefix, job.plan, bits=DEFAULT_BITS, provenance=provenance)
+    count(0)
+    computed: set[str] = set()
+    if scheduler is not None:
+        computed = _compute_on_cluster(
+            job, model, root, revision, batch_size, scheduler, workers, count
+        )
+    outcome = compute_shards(
+        job.missing_shards(),
+        job.paths,
+        job.model,
+        ShardTarget(
+            store=job.store, prefix=job.prefix, shard_rows=job.plan.shard_rows, bits=job.bits
+        ),
+        batch_size=batch_size,
+        readers=workers,
+        progress=count,
+    )
+    outcome.computed |= computed
+    # A segment of which nothing was resolved would be planned again and taken for done.
+    if len(outcome.unresolved) < len(job.plan.shards):
+        for shard in outcome.unresolved:
+            write_shard(
+                job.store, job.prefix, shard, {}, {}, shard_rows=job.plan.shard_rows, bits=job.bits
+            )
+        seal_segment(
+            job.store, job.prefix, job.plan, bits=job.bits, provenance=_provenance(model, job)
+        )
+    return outcome
 
 
 def _collect_failures(job: _Job, root: str, reasons: dict[str, str]) -> dict[Path, str]:
@@ -286,22 +275,33 @@ class ImageDepths:
     Args:
         images: image files; those that cannot be read are left out.
         model: depth model.
-        options: `revision`, `precision`, `device` and `batch_size` of `precompute_depth`.
+        folder: name of the cache folder; its hash tells precision and encoding.
+        revision: of a hub model.
+        device: torch device; None takes cuda when there is one.
+        batch_size: images per forward pass.
+
+    Raises:
+        CacheMismatchError: the folder is another model's.
     """
 
     def __init__(
         self,
         images: Sequence[Path],
         model: str | Path,
+        folder: str,
         *,
         revision: str | None = None,
-        precision: str = "fp32",
         device: str | None = None,
         batch_size: int = 4,
     ) -> None:
-        self._model = load_depth_model(
-            model, revision=revision, device=_choose_device(device), precision=precision
-        )
+        device = _choose_device(device)
+        loaded = load_depth_model(model, revision=revision, device=device)
+        precision, bits = _find_settings(loaded.fingerprint, folder)
+        if precision != loaded.precision or bits != DEFAULT_BITS:
+            loaded = load_depth_model(
+                model, revision=revision, device=device, precision=precision, bits=bits
+            )
+        self._model = loaded
         self._batch_size = batch_size
         self.source = str(model)
         self.fingerprint = self._model.fingerprint
@@ -318,10 +318,23 @@ class ImageDepths:
             pixels = {}
             for key in wanted[start : start + self._batch_size]:
                 with contextlib.suppress(ImageDecodeError, OSError):
-                    pixels[key] = _load(self._model, self._paths[key], key)
-            found = _predict(self._model, pixels)
+                    pixels[key] = load_image(self._model, self._paths[key], key)
+            found = predict_maps(self._model, pixels)
             maps.update({key: m for key, m in found.items() if np.isfinite(m).all()})
         return maps
+
+
+def _find_settings(fingerprint: dict[str, Any], folder: str) -> tuple[str, int]:
+    """Precision and bits with which a model's folder has this name."""
+    for precision in PRECISIONS:
+        for bits in ALL_BITS:
+            document = {**fingerprint, "precision": precision, "encoding": describe_encoding(bits)}
+            if fmt.fingerprint_folder(document).rpartition("-")[2] == folder.rpartition("-")[2]:
+                return precision, bits
+    raise CacheMismatchError(
+        f"{folder} is not of this model, whose folder in fp32 is "
+        f"{fmt.fingerprint_folder(fingerprint)}; give the model that made it"
+    )
 
 
 def _prepare(
@@ -331,18 +344,19 @@ def _prepare(
     revision: str | None,
     precision: str,
     device: str | None,
+    bits: int,
     shard_rows: int | None,
     upstreams: Sequence[str],
 ) -> _Job:
     loaded = load_depth_model(
-        model, revision=revision, device=_choose_device(device), precision=precision
+        model, revision=revision, device=_choose_device(device), precision=precision, bits=bits
     )
     name = fmt.fingerprint_folder(loaded.fingerprint)
     store = open_store(root)
     contents = _read_images(images)
-    known = _known_keys(store, root, name, upstreams)
-    wanted = {key: size for key, size in contents.sizes.items() if key not in known[1]}
-    missing = {key: size for key, size in wanted.items() if key not in known[0]}
+    failed, present = _known_keys(contents.sizes, store, root, name, upstreams)
+    wanted = {key: size for key, size in contents.sizes.items() if key not in failed}
+    missing = {key: size for key, size in wanted.items() if key not in present}
     shape_of = _MapShapes(loaded)
     plan = plan_segment(
         {key: shape_of(size) for key, size in missing.items()},
@@ -357,6 +371,7 @@ def _prepare(
         files_of=contents.files_of,
         failures=contents.failures,
         num_present=len(wanted) - len(missing),
+        bits=bits,
         plan=plan,
     )
 
@@ -374,24 +389,36 @@ class _Contents:
 def _read_images(images: Sequence[Path]) -> _Contents:
     contents = _Contents()
     unreadable: dict[str, str] = {}
-    for path in dict.fromkeys(Path(p) for p in images):
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            contents.failures[path] = f"cannot be read: {error.strerror or error}"
-            continue
-        key = image_key(data)
-        contents.files_of.setdefault(key, []).append(path)
-        if key in contents.paths or key in unreadable:
-            continue
-        try:
-            contents.sizes[key] = read_image_size(data)
-            contents.paths[key] = path
-        except ImageDecodeError as error:
-            unreadable[key] = str(error)
+    paths = list(dict.fromkeys(Path(p) for p in images))
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        for start in range(0, len(paths), _FILES_AT_ONCE):
+            some = paths[start : start + _FILES_AT_ONCE]
+            for path, found in zip(some, pool.map(_inspect_file, some), strict=True):
+                if isinstance(found, str):
+                    contents.failures[path] = found
+                    continue
+                key, size = found
+                contents.files_of.setdefault(key, []).append(path)
+                if isinstance(size, str):
+                    unreadable[key] = size
+                else:
+                    contents.sizes[key] = size
+                    contents.paths.setdefault(key, path)
     for key, reason in unreadable.items():
         contents.failures.update(dict.fromkeys(contents.files_of[key], reason))
     return contents
+
+
+def _inspect_file(path: Path) -> str | tuple[str, tuple[int, int] | str]:
+    """Key and (H, W) of an image file; a reason stands in for what is not to be had."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    try:
+        return image_key(data), read_image_size(data)
+    except ImageDecodeError as error:
+        return image_key(data), str(error)
 
 
 def _choose_device(device: str | None) -> str:
@@ -401,23 +428,24 @@ def _choose_device(device: str | None) -> str:
 
 
 def _known_keys(
-    store: ObjectStore, root: str, name: str, upstreams: Sequence[str]
+    keys: Iterable[str], store: ObjectStore, root: str, name: str, upstreams: Sequence[str]
 ) -> tuple[set[str], set[str]]:
-    """Keys with depth in the own or an upstream cache, and keys recorded as failures."""
-    present: set[str] = set()
+    """Which of the keys the cache records as failures, and which it or an upstream has."""
     failed: set[str] = set()
+    present: set[str] = set()
+    wanted = list(keys)
     for address in (root, *upstreams):
+        own_store = store if address == root else None
         try:
-            if address == root:
-                cache = DepthCache.open(address, fingerprint=name, store=store)
-            else:
-                cache = DepthCache.open(address, fingerprint=name)
+            cache = DepthCache.open(address, fingerprint=name, store=own_store)
         except CacheNotFoundError:
             continue
-        present.update(cache.keys())
+        missing = set(cache.missing(wanted))
+        present.update(key for key in wanted if key not in missing)
         if address == root:
             failed.update(cache.failures())
-    return present, failed
+        wanted = [key for key in wanted if key in missing]
+    return failed, present
 
 
 class _MapShapes:
@@ -447,36 +475,27 @@ def _compute_on_cluster(
     batch_size: int,
     scheduler: str,
     workers: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int], None],
 ) -> set[str]:
     """Let a cluster write the missing shards; returns the keys that it computed."""
     import torch
 
-    from depthcache.distributed import ModelRequest, compute_shards
+    from depthcache.distributed import ModelRequest, compute_on_workers
 
-    present = set(job.store.list_objects(job.prefix))
-    shards = [s for s in job.plan.shards if _shard_name(s) not in present]
+    shards = job.missing_shards()
     if not shards:
         return set()
-    num_total = sum(len(keys) for keys in job.plan.buckets.values())
-    done = num_total - sum(len(s.keys) for s in shards)
-
-    def count(num_keys: int) -> None:
-        nonlocal done
-        done += num_keys
-        if progress is not None:
-            progress(done, num_total)
-
     folder = Path(model)
     request = ModelRequest(
         model=str(folder.resolve()) if folder.is_dir() else model,
         revision=revision,
         device=job.model.device,
         precision=job.model.precision,
+        bits=job.bits,
         fingerprint=job.fingerprint,
         num_threads=torch.get_num_threads(),
     )
-    return compute_shards(
+    return compute_on_workers(
         shards,
         job.paths,
         request=request,
@@ -486,25 +505,8 @@ def _compute_on_cluster(
         batch_size=batch_size,
         scheduler=scheduler,
         workers=workers,
-        progress=count,
+        progress=progress,
     )
-
-
-def _load(model: DepthModel, path: Path, key: str) -> Any:
-    data = path.read_bytes()
-    if image_key(data) != key:
-        raise OSError(f"{path} changed while the run was reading it")
-    return model.preprocess(decode_image(data))
-
-
-def _predict(model: DepthModel, pixels: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for key, tensor in pixels.items():
-        groups.setdefault(tuple(tensor.shape), []).append(key)
-    maps: dict[str, npt.NDArray[np.float32]] = {}
-    for keys in groups.values():
-        maps.update(zip(keys, model.predict([pixels[k] for k in keys]), strict=True))
-    return maps
 
 
 def _write_fingerprint(job: _Job) -> None:
@@ -533,7 +535,3 @@ def _provenance(model: str | Path, job: _Job) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
-
-
-def _shard_name(shard: ShardPlan) -> str:
-    return f"maps/{shard.bucket}/c/{shard.number}/0/0"

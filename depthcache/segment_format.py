@@ -13,6 +13,7 @@ import numpy.typing as npt
 from numcodecs.blosc import Blosc
 
 from depthcache.errors import CacheCorruptError
+from depthcache.quantisation import stored_dtype
 
 FORMAT_VERSION = 1
 SEALED = "sealed.json"
@@ -63,13 +64,19 @@ def strip_crc(data: bytes, what: str) -> bytes:
     return data[:-4]
 
 
-def encode_map(codes: npt.NDArray[np.uint16]) -> bytes:
+def encode_map(codes: npt.NDArray[Any], bits: int) -> bytes:
     """One inner chunk: blosc zstd with bit shuffle, then crc32c."""
-    return add_crc(bytes(_BLOSC.encode(np.ascontiguousarray(codes, dtype="<u2"))))
+    return add_crc(bytes(_BLOSC.encode(np.ascontiguousarray(codes, dtype=stored_dtype(bits)))))
 
 
-def decode_map(data: bytes, shape: tuple[int, int], what: str) -> npt.NDArray[np.uint16]:
+def decode_map(data: bytes, shape: tuple[int, int], bits: int, what: str) -> npt.NDArray[Any]:
     """Check and decode one inner chunk.
+
+    Args:
+        data: the chunk with its crc32c.
+        shape: (H, W).
+        bits: of the segment.
+        what: named in errors.
 
     Raises:
         CacheCorruptError: the chunk is damaged or has another size.
@@ -77,7 +84,7 @@ def decode_map(data: bytes, shape: tuple[int, int], what: str) -> npt.NDArray[np
     payload = strip_crc(data, what)
     try:
         plain = _BLOSC.decode(payload)
-        return np.frombuffer(plain, dtype="<u2").reshape(shape)
+        return np.frombuffer(plain, dtype=stored_dtype(bits)).reshape(shape)
     except (RuntimeError, ValueError) as error:
         raise CacheCorruptError(f"{what}: cannot be decoded: {error}") from error
 
@@ -120,12 +127,15 @@ def is_absent(entry: npt.NDArray[np.uint64]) -> bool:
     return int(entry[0]) == _ABSENT
 
 
-def maps_metadata(num_rows: int, shape: tuple[int, int], shard_rows: int) -> dict[str, Any]:
-    """zarr.json of the codes of one bucket."""
+def maps_metadata(
+    num_rows: int, shape: tuple[int, int], shard_rows: int, bits: int
+) -> dict[str, Any]:
+    """zarr.json of the codes, or float32 values, of one bucket."""
+    dtype = np.dtype(stored_dtype(bits))
     blosc = {
         "name": "blosc",
         "configuration": {
-            "typesize": 2,
+            "typesize": dtype.itemsize,
             "cname": "zstd",
             "clevel": 3,
             "shuffle": "bitshuffle",
@@ -141,15 +151,14 @@ def maps_metadata(num_rows: int, shape: tuple[int, int], shard_rows: int) -> dic
             "index_location": "end",
         },
     }
-    return _array([num_rows, *shape], "uint16", [shard_rows, *shape], [sharding], 0)
+    fill = "NaN" if dtype.kind == "f" else 0
+    return _array([num_rows, *shape], dtype.name, [shard_rows, *shape], [sharding], fill)
 
 
 def plain_metadata(shape: list[int], dtype: str, chunk_shape: list[int]) -> dict[str, Any]:
     """zarr.json of an uncompressed, checksummed array."""
-    codecs = [_CRC] if dtype == "uint8" else [_BYTES, _CRC]
-    if dtype == "uint8":
-        codecs = [{"name": "bytes"}, _CRC]
-    return _array(shape, dtype, chunk_shape, codecs, 0)
+    codecs = [{"name": "bytes"} if dtype == "uint8" else _BYTES, _CRC]
+    return _array(shape, dtype, chunk_shape, codecs, 0.0 if dtype == "float32" else 0)
 
 
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +167,7 @@ def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _array(
-    shape: list[int], dtype: str, chunks: list[int], codecs: list[Any], fill: int
+    shape: list[int], dtype: str, chunks: list[int], codecs: list[Any], fill: int | float | str
 ) -> dict[str, Any]:
     return {
         "zarr_format": 3,
@@ -167,7 +176,7 @@ def _array(
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": float(fill) if dtype == "float32" else fill,
+        "fill_value": fill,
         "codecs": codecs,
         "attributes": {},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,38 @@ import numpy.typing as npt
 from depthcache import segment_format as fmt
 from depthcache.errors import CacheCorruptError, CacheMismatchError, CacheNotFoundError
 from depthcache.object_stores import ObjectStore
-from depthcache.quantisation import dequantise
+from depthcache.quantisation import check_bits, dequantise
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedMap:
+    """One map as it lies in a shard.
+
+    Attributes:
+        chunk: compressed codes with their crc32c.
+        shape: (H, W).
+        bits: significant bits.
+        value_range: the map's minimum and maximum.
+        place: where it was read, for errors.
+    """
+
+    chunk: bytes
+    shape: tuple[int, int]
+    bits: int
+    value_range: tuple[float, float]
+    place: str
+
+    def decode(self) -> npt.NDArray[np.float32]:
+        """(H, W) relative inverse depth, larger = nearer.
+
+        Raises:
+            CacheCorruptError: bytes differ from what was written.
+        """
+        codes = fmt.decode_map(self.chunk, self.shape, self.bits, self.place)
+        try:
+            return dequantise(codes, self.value_range, self.bits)
+        except ValueError as error:
+            raise CacheCorruptError(f"{self.place}: {error}") from error
 
 
 class SegmentReader:
@@ -46,6 +78,7 @@ class SegmentReader:
         attributes = self._json("zarr.json")["attributes"]["depthcache"]
         self.shard_rows = int(attributes["shard_rows"])
         self.bits = int(attributes["bits"])
+        check_bits(self.bits)
         self.bucket_names: list[str] = list(attributes["buckets"])
         self.shapes = [fmt.parse_bucket_name(name) for name in self.bucket_names]
         self.num_maps = int(attributes["num_maps"])
@@ -60,6 +93,21 @@ class SegmentReader:
             raise ValueError(f"{self.num_maps} maps, {len(self.rows)} rows in the index")
         if self.num_maps and int(self.buckets.max()) >= len(self.shapes):
             raise ValueError("the index names a bucket that does not exist")
+        # Beside the digests these 8 bytes a map are all that finding a map needs: a dictionary
+        # takes 250.
+        self._prefixes = self.digests[:, :8].copy().view(">u8").reshape(-1).astype(np.uint64)
+        if (self._prefixes[1:] < self._prefixes[:-1]).any():
+            raise ValueError("the index is not sorted by digest")
+
+    def find(self, digest: bytes) -> int | None:
+        """Position in the index of an image's 32-byte digest; None when it is not there."""
+        prefix = np.uint64(int.from_bytes(digest[:8], "big"))
+        position = int(self._prefixes.searchsorted(prefix))
+        while position < self.num_maps and self._prefixes[position] == prefix:
+            if self.digests[position].tobytes() == digest:
+                return position
+            position += 1
+        return None
 
     def read(self, bucket: int, row: int) -> npt.NDArray[np.float32]:
         """One map: (H, W) relative inverse depth, larger = nearer.
@@ -67,7 +115,14 @@ class SegmentReader:
         Raises:
             CacheCorruptError: bytes differ from what was written.
         """
-        shape = self.shapes[bucket]
+        return self.fetch(bucket, row).decode()
+
+    def fetch(self, bucket: int, row: int) -> EncodedMap:
+        """One map, not decoded: one range request, once the shard's index is known.
+
+        Raises:
+            CacheCorruptError: the shard or its index is damaged or missing.
+        """
         number, local_row = divmod(row, self.shard_rows)
         index, ranges = self._shard(bucket, number)
         entry = index[local_row]
@@ -80,12 +135,14 @@ class SegmentReader:
             )
         except CacheNotFoundError as error:
             raise CacheCorruptError(f"{what}: the shard is missing") from error
-        codes = fmt.decode_map(data, shape, what)
-        low, high = ranges[local_row]
-        try:
-            return dequantise(codes, (float(low), float(high)), self.bits)
-        except ValueError as error:
-            raise CacheCorruptError(f"{what}: {error}") from error
+        low, high = (float(value) for value in ranges[local_row])
+        return EncodedMap(
+            chunk=data,
+            shape=self.shapes[bucket],
+            bits=self.bits,
+            value_range=(low, high),
+            place=what,
+        )
 
     def _shard_name(self, bucket: int, number: int) -> str:
         return f"{self.prefix}/maps/{self.bucket_names[bucket]}/c/{number}/0/0"

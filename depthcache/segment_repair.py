@@ -202,7 +202,8 @@ class _DamagedSegment:
             low, high = (float(value) for value in ranges[local])
             chunk = data[start : start + length] if start < len(data) else b""
             try:
-                dequantise(fmt.decode_map(chunk, shape, self.prefix), (low, high), self.bits)
+                codes = fmt.decode_map(chunk, shape, self.bits, self.prefix)
+                dequantise(codes, (low, high), self.bits)
             except (CacheCorruptError, ValueError):
                 shard.lost[local] = key
                 continue
@@ -266,7 +267,7 @@ def _encode_shard(
         chunks[row], ranges[row] = chunk, shard.ranges[row]
     for row, key in shard.lost.items():
         codes, ranges[row] = quantise(computed[key], segment.bits)
-        chunks[row] = fmt.encode_map(codes)
+        chunks[row] = fmt.encode_map(codes, segment.bits)
     maps_name, ranges_name = shard.names
     return {
         ranges_name: fmt.add_crc(ranges.tobytes()),

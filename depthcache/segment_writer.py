@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,17 @@ import numpy.typing as npt
 
 from depthcache import segment_format as fmt
 from depthcache.errors import CacheIncompleteError
-from depthcache.object_stores import ObjectStore
+from depthcache.object_stores import LocalStore, ObjectStore
 from depthcache.quantisation import quantise
 from depthcache.shard_planning import SegmentPlan, ShardPlan
+
+
+def hold_segment(store: ObjectStore, prefix: str) -> AbstractContextManager[None]:
+    """Let one run write a segment; a second run of the same images waits, and finds it done.
+
+    In a bucket nothing is held: there both compute the same bytes, given the same batch size.
+    """
+    return store.exclusive(prefix) if isinstance(store, LocalStore) else nullcontext()
 
 
 def write_shard(
@@ -36,7 +45,7 @@ def write_shard(
         failures: key → reason, for keys that can never have a map. A key with neither is left to
             a later run.
         shard_rows: rows of a full shard.
-        bits: significant bits.
+        bits: significant bits; 32 keeps float32.
 
     Returns:
         All failures: those given, and maps that cannot be stored (not finite, other shape).
@@ -54,7 +63,7 @@ def write_shard(
         else:
             try:
                 codes, ranges[row] = quantise(inverse_depth, bits)
-                chunk = fmt.encode_map(codes)
+                chunk = fmt.encode_map(codes, bits)
             except ValueError as error:
                 failed[key] = str(error)
         chunks.append(chunk)
@@ -138,7 +147,7 @@ def segment_metadata(
         num_rows: (H, W) of each bucket, sorted → its rows.
         entries: (image key, number of the bucket, row) of every map, sorted.
         shard_rows: rows of a full shard.
-        bits: significant bits.
+        bits: significant bits; 32 keeps float32.
     """
     num_maps = len(entries)
     attributes = {
@@ -155,7 +164,7 @@ def segment_metadata(
         documents[f"{name}/zarr.json"] = fmt.group_metadata({})
     for shape, rows in num_rows.items():
         name = fmt.bucket_name(shape)
-        documents[f"maps/{name}/zarr.json"] = fmt.maps_metadata(rows, shape, shard_rows)
+        documents[f"maps/{name}/zarr.json"] = fmt.maps_metadata(rows, shape, shard_rows, bits)
         documents[f"ranges/{name}/zarr.json"] = fmt.plain_metadata(
             [rows, 2], "float32", [shard_rows, 2]
         )

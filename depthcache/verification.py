@@ -135,23 +135,24 @@ def repair_cache(
 
     Intact maps are copied; lost ones are computed anew. A segment of which a map is lost whose
     image was not given stays as it is, and so do all later ones. A segment that a run is still
-    writing is left to that run.
+    writing is left to that run. Precision and encoding are the damaged cache's own.
 
     Args:
         root: local root, or one fingerprint folder.
         images: files whose depth may have to be computed.
         model: depth model of the cache.
-        options: `revision`, `precision`, `device`, `batch_size` of `precompute_depth`.
+        options: `revision`, `device` and `batch_size` of `precompute_depth`.
 
     Returns:
         num_removed: stray objects; num_computed: maps; num_failed: always 0.
 
     Raises:
         CacheIncompleteError: an image is missing; the message lists the sha256 of such images.
-        CacheMismatchError: the damaged cache is another model's.
+        CacheMismatchError: a damaged cache is another model's.
     """
     from depthcache.precompute import ImageDepths
     from depthcache.segment_repair import has_index, repair_segment
+    from depthcache.segment_writer import hold_segment
 
     folder = Path(root).resolve()
     problems = verify_cache(folder).problems
@@ -159,26 +160,35 @@ def repair_cache(
         folder = folder.parent
     store = LocalStore(folder)
     totals = {"num_removed": 0, "num_computed": 0, "num_failed": 0}
-    depths = ImageDepths(images, model, **options)
-    name = fmt.fingerprint_folder(depths.fingerprint)
-    for place in dict.fromkeys(problem.segment for problem in problems):
+    places = [
+        place
+        for place in dict.fromkeys(problem.segment for problem in problems)
+        if "/segments/" not in place
+        or (folder / place / fmt.SEALED).is_file()
+        or has_index(store, place)
+    ]
+    caches = sorted({place.partition("/segments/")[0] for place in places})
+    if len(caches) > 1:
+        raise CacheMismatchError(
+            f"several caches are damaged: {', '.join(caches)}; repair one at a time, by its folder"
+        )
+    if not caches:
+        return totals
+    depths = ImageDepths(images, model, caches[0], **options)
+    for place in places:
         cache, _, segment_id = place.partition("/segments/")
-        if cache.rpartition("-")[2] != name.rpartition("-")[2]:
-            raise CacheMismatchError(f"{place} is damaged, and not of this model, which is {name}")
         if not segment_id:
             store.put(f"{cache}/{fmt.FINGERPRINT}", fmt.canonical_json(depths.fingerprint))
             continue
-        is_unsealed = not (folder / place / fmt.SEALED).is_file()
-        if is_unsealed and not has_index(store, place):
-            continue
-        done = repair_segment(
-            store,
-            place,
-            fingerprint=depths.fingerprint,
-            shapes=depths.shapes,
-            compute=depths.compute,
-            provenance={"model_source": depths.source, "repaired": True},
-        )
+        with hold_segment(store, place):
+            done = repair_segment(
+                store,
+                place,
+                fingerprint=depths.fingerprint,
+                shapes=depths.shapes,
+                compute=depths.compute,
+                provenance={"model_source": depths.source, "repaired": True},
+            )
         totals["num_removed"] += done.num_removed
         totals["num_computed"] += done.num_computed
     return totals

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.commands.options import (
+    BitsOption,
     DryRunOption,
     FingerprintOption,
     JsonOption,
@@ -114,6 +115,9 @@ def verify(
     ] = False,
     images: Annotated[Path | None, typer.Option("--images", help="Images, for --repair.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Model, for --repair.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Revision of a hub model, for --repair.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find every damaged, missing or stray object. Exit code 4 if there is any."""
@@ -125,7 +129,7 @@ def verify(
         report = verify_cache(root)
         repaired = None
         if repair and report.problems:
-            repaired = _fields(_repair(root, images, model))
+            repaired = _fields(_repair(root, images, model, revision))
             report = verify_cache(root)
         problems = _fields(report.problems)
     lines = [f"{report.num_objects} objects, {report.num_maps} maps: " + _count_text(len(problems))]
@@ -204,11 +208,13 @@ def import_depth(
     model: Annotated[
         str, typer.Option(help="What made the maps, for the fingerprint.")
     ] = "imported",
+    bits: BitsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take depth maps that exist already into a cache."""
     from depthcache.interchange import import_maps
 
+    chosen = {} if bits is None else {"bits": bits}
     with stdout_kept_clean():
         summary = _fields(
             import_maps(
@@ -218,6 +224,7 @@ def import_depth(
                 format=source_format,
                 convention=convention,
                 model=model,
+                **chosen,
             )
         )
     write_result("cache import", summary, "\n".join(_render_fields(summary)), as_json=as_json)
@@ -276,6 +283,9 @@ def pull(
 @app.command("gc")
 def collect(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Cache root, local.")],
+    min_age_seconds: Annotated[
+        float, typer.Option(min=0, help="Younger things may belong to a run on another machine.")
+    ] = 3600.0,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -285,7 +295,7 @@ def collect(
     if not root.is_dir():
         raise UsageError(f"cache root {root} does not exist")
     with stdout_kept_clean():
-        summary = _fields(collect_garbage(root, dry_run=dry_run))
+        summary = _fields(collect_garbage(root, dry_run=dry_run, min_age_seconds=min_age_seconds))
     write_result("cache gc", summary, "\n".join(_render_fields(summary)), as_json=as_json)
 
 
@@ -363,22 +373,35 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _fill_command(root: str, images: Path | None, coco: Path | None, info: Any) -> str:
-    """The command line that computes the missing depth with the cache's own model."""
+    """The command line that computes the missing depth with the cache's own model.
+
+    A local model's name in the fingerprint is its family; where it lay stands in the provenance.
+    """
     import shlex
 
-    model = str(info.get("model") or "MODEL")
+    from depthcache.quantisation import DEFAULT_BITS
+
+    sources = [entry["model_source"] for entry in info["provenance"] if "model_source" in entry]
+    model = str(sources[-1] if sources else info.get("model") or "MODEL")
     words = ["pipeline", "depth"]
     if coco is not None:
         words += ["--coco", str(coco)]
     words += ["--images", str(images), "--model", model, "--cache", root]
+    if info.get("revision"):
+        words += ["--revision", str(info["revision"])]
+    if info.get("precision") not in (None, "fp32"):
+        words += ["--precision", str(info["precision"])]
+    bits = (info.get("encoding") or {}).get("bits", DEFAULT_BITS)
+    if bits != DEFAULT_BITS:
+        words += ["--bits", str(bits)]
     return shlex.join(words)
 
 
-def _repair(root: Path, images: Path | None, model: str | None) -> object:
+def _repair(root: Path, images: Path | None, model: str | None, revision: str | None) -> object:
     from depthcache.verification import repair_cache
     from pipeline.experiment import resolve_model
     from pipeline.image_lists import list_folder_images
 
     if images is None or model is None:
         raise UsageError("--repair recomputes depth: it needs --images DIR and --model MODEL")
-    return repair_cache(root, list_folder_images(images), resolve_model(model))
+    return repair_cache(root, list_folder_images(images), resolve_model(model), revision=revision)

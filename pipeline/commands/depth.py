@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.options import DryRunOption, JsonOption, SetOption
+from pipeline.commands.options import BitsOption, DryRunOption, JsonOption, SetOption
 from pipeline.errors import ExitCode, UsageError
 from pipeline.output import (
     format_bytes,
@@ -37,8 +37,14 @@ def compute_depth(
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Local worker processes.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
+    bits: BitsOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read images; with --scheduler local, processes."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler, or local.")
+    ] = None,
     upstream: Annotated[
         list[str] | None, typer.Option("--upstream", help="Cache asked before computing.")
     ] = None,
@@ -63,6 +69,7 @@ def compute_depth(
             "precision": precision or settings.get("precision"),
             "batch_size": batch_size or settings.get("batch_size"),
             "device": device,
+            "bits": bits,
             "workers": workers,
             "scheduler": scheduler,
             "upstreams": tuple(upstream) if upstream else None,

@@ -28,6 +28,12 @@ TokenOption = Annotated[
     str | None,
     typer.Option("--token", envvar="PIPELINE_CACHE_TOKEN", help="Access token of a cache service."),
 ]
+BitsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--bits", help="Significant bits of a stored map, 2 to 16; 32: float32; default 12."
+    ),
+]
 RootArgument = Annotated[
     str, typer.Argument(metavar="ROOT", help="Cache root: folder, s3://, gs:// or http(s)://")
 ]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from depthcache import DepthCache, image_key
-from depthcache import precompute as stage
+from depthcache import shard_computation as stage
 from depthcache.depth_models import load_depth_model
 from depthcache.precompute import precompute_depth
 
@@ -97,7 +97,7 @@ def test_renamed_model_folder_keeps_the_fingerprint(model, tmp_path):
 
 @pytest.mark.parametrize("num_lost", [1, 3])
 def test_passing_read_errors_are_not_recorded(model, images, tmp_path, monkeypatch, num_lost):
-    load, given = stage._load, images[:3]
+    load, given = stage.load_image, images[:3]
     lost = {_key(path) for path in given[:num_lost]}
 
     def load_or_fail(loaded, path, key):
@@ -105,7 +105,7 @@ def test_passing_read_errors_are_not_recorded(model, images, tmp_path, monkeypat
             raise OSError(5, "Input/output error")
         return load(loaded, path, key)
 
-    monkeypatch.setattr(stage, "_load", load_or_fail)
+    monkeypatch.setattr(stage, "load_image", load_or_fail)
     first = precompute_depth(given, model, str(tmp_path), shard_rows=1)
     assert (first.num_computed, first.num_failed) == (3 - num_lost, num_lost)
     assert "Input/output error" in first.failures[0]["reason"]
