@@ -8,6 +8,7 @@ import json
 import os
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -178,6 +179,7 @@ class HTTPStore:
             own = {"Authorization": f"Bearer {self.token}"} if self.token else {}
             timeout = httpx.Timeout(30.0, connect=5.0)
             self._client = httpx.Client(timeout=timeout, headers=own, follow_redirects=True)
+            weakref.finalize(self, self._client.close)
             self._process = os.getpid()
         what = f"{self.url}/{path}"
         for wait_seconds in retry_waits(_HTTP_ATTEMPTS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -30,6 +30,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        self._application: Any = self.app
+        self.app = self._run
         self._expect_head()
 
     def on_headers_complete(self) -> None:
@@ -67,19 +69,17 @@ class GuardedProtocol(HttpToolsProtocol):
         _cancel(self._head_timer)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
-    def _start_asgi_task(
-        self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]
-    ) -> None:
-        async def application(scope: Any, receive: Any, send: Any) -> None:
-            async def send_or_copy(message: MutableMapping[str, Any]) -> None:
-                if message["type"] == ZERO_COPY:
-                    await self._send_file(cycle, message)
-                else:
-                    await send(message)
+    async def _run(self, scope: Any, receive: Any, send: Any) -> None:
+        """The application, with one kind of message that uvicorn does not know."""
+        cycle: RequestResponseCycle = send.__self__
 
-            await app(scope, receive, send_or_copy)
+        async def send_or_copy(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == ZERO_COPY:
+                await self._send_file(cycle, message)
+            else:
+                await send(message)
 
-        super()._start_asgi_task(cycle, application)
+        await self._application(scope, receive, send_or_copy)
 
     async def _send_file(
         self, cycle: RequestResponseCycle, message: MutableMapping[str, Any]

@@ -82,8 +82,8 @@ class ServedRoot(Protocol):
     def publish(self, folder: Path, prefix: str, fingerprint: bytes) -> None:
         """Make a validated segment visible; `folder` holds it whole."""
 
-    def withdraw(self, prefix: str) -> None:
-        """Remove what an abandoned publication left behind."""
+    def withdraw(self, folder: Path, prefix: str) -> None:
+        """Remove what an abandoned publication of `folder` left behind, unless it was sealed."""
 
     def remove(self, prefix: str) -> None:
         """Make a segment invisible at once, then free its room."""
@@ -145,7 +145,7 @@ class LocalRoot:
         folder.rename(target)
         sync_folder(target.parent)
 
-    def withdraw(self, prefix: str) -> None:
+    def withdraw(self, folder: Path, prefix: str) -> None:
         """Nothing to do: a rename leaves nothing behind."""
 
     def remove(self, prefix: str) -> None:
@@ -219,10 +219,14 @@ class BucketRoot:
         for name in (*names, SEALED_NAME):
             self._create(f"{prefix}/{name}", (folder / name).read_bytes())
 
-    def withdraw(self, prefix: str) -> None:
+    def withdraw(self, folder: Path, prefix: str) -> None:
         objects = self._bucket.list_objects(prefix)
-        if SEALED_NAME not in objects:
-            for name in objects:
+        if SEALED_NAME in objects:
+            return
+        for name in objects:
+            copied = folder / name
+            # What has other bytes belongs to another writer.
+            if copied.is_file() and self.store.get(f"{prefix}/{name}") == copied.read_bytes():
                 self._bucket.delete(f"{prefix}/{name}")
 
     def remove(self, prefix: str) -> None:

@@ -337,7 +337,8 @@ class UploadStore:
         folder = self._staging / f"{UPLOAD_PREFIX}{upload_id}"
         if (folder / _PUBLISHING).exists():
             record = json.loads((folder / "upload.json").read_bytes())
-            self._root.withdraw(_prefix(record["cache"], record["segment"]))
+            prefix = _prefix(record["cache"], record["segment"])
+            self._root.withdraw(folder / "segment", prefix)
         trash = self._staging / f"{TRASH_PREFIX}{uuid.uuid4().hex}"
         try:
             folder.rename(trash)
