@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
@@ -28,6 +31,15 @@ def retry_waits(num_attempts: int) -> Iterator[float | None]:
 def is_passing(status: int) -> bool:
     """Whether the same request may succeed later."""
     return status in _PASSING_STATUSES
+
+
+def has_its_digest(response: Any) -> bool:
+    """Whether a whole answer has the sha256 that its head says (RFC 9530), if it says one."""
+    said = response.headers.get("Repr-Digest", "")
+    if response.status_code != 200 or not said.startswith("sha-256=:"):
+        return True
+    digest = base64.b64encode(hashlib.sha256(response.content).digest()).decode()
+    return bool(said == f"sha-256=:{digest}:")
 
 
 def wait_asked_for(retry_after: str | None, wait_seconds: float) -> float:

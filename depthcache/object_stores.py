@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import time
@@ -16,7 +14,7 @@ from typing import Any, Protocol
 
 from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
 from depthcache.folder_lock import hold_folder
-from depthcache.http_retries import is_passing, retry_waits, wait_asked_for
+from depthcache.http_retries import has_its_digest, is_passing, retry_waits, wait_asked_for
 
 TOKEN_VARIABLE = "PIPELINE_CACHE_TOKEN"  # noqa: S105  (a name, not a secret)
 _HTTP_ATTEMPTS = 5
@@ -193,7 +191,7 @@ class HTTPStore:
                 status = response.status_code
                 if status == 404:
                     raise CacheNotFoundError(f"{what} does not exist")
-                if status in allowed and _has_its_digest(response):
+                if status in allowed and has_its_digest(response):
                     return bytes(response.content)
                 if status in allowed:
                     failure = CacheCorruptError(f"{what} arrived with another sha256 than its own")
@@ -341,15 +339,6 @@ class BucketStore:
             }
         except obstore.exceptions.BaseError as error:
             raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
-
-
-def _has_its_digest(response: Any) -> bool:
-    """Whether a whole answer has the sha256 that its head says (RFC 9530), if it says one."""
-    said = response.headers.get("Repr-Digest", "")
-    if response.status_code != 200 or not said.startswith("sha-256=:"):
-        return True
-    digest = base64.b64encode(hashlib.sha256(response.content).digest()).decode()
-    return bool(said == f"sha-256=:{digest}:")
 
 
 def _is_damaged(response: Any) -> bool:

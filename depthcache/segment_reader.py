@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from depthcache.byte_spans import join_spans
 from depthcache.errors import CacheCorruptError, CacheMismatchError, CacheNotFoundError
 from depthcache.object_stores import ObjectStore
 from depthcache.quantisation import check_bits, dequantise
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +134,12 @@ class SegmentReader:
         found: dict[int, EncodedMap] = {}
         for (bucket, number), positions in by_shard.items():
             rows = [places[position][1] for position in positions]
-            try:
-                encoded = self._fetch_rows(bucket, number, rows)
-            except CacheCorruptError:
-                # A bit that flipped on the way is right the second time, one at rest is not.
-                encoded = [self._fetch_rows(bucket, number, [row])[0] for row in rows]
+            encoded = _read_twice(partial(self._fetch_rows, bucket, number, rows))
             found.update(zip(positions, encoded, strict=True))
         return [found[position] for position in range(len(places))]
 
     def _fetch_rows(self, bucket: int, number: int, rows: Sequence[int]) -> list[EncodedMap]:
-        index, ranges = self._shard(bucket, number)
+        index, ranges = _read_twice(partial(self._shard, bucket, number))
         where = [f"{self.prefix}/maps/{self.bucket_names[bucket]} row {row}" for row in rows]
         entries = [index[row % self.shard_rows] for row in rows]
         for entry, what in zip(entries, where, strict=True):
@@ -218,6 +217,14 @@ class SegmentReader:
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise CacheCorruptError(f"{self.prefix}/{name}: sha256 differs from sealed.json")
         return data
+
+
+def _read_twice(read: Callable[[], _Read]) -> _Read:
+    """A bit that flipped on the way is right the second time, one that flipped at rest is not."""
+    try:
+        return read()
+    except CacheCorruptError:
+        return read()
 
 
 def read_seal(store: ObjectStore, prefix: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from depthcache.errors import (
     CacheUnreachableError,
     DepthCacheError,
 )
-from depthcache.http_retries import is_passing, retry_waits, wait_asked_for
+from depthcache.http_retries import has_its_digest, is_passing, retry_waits, wait_asked_for
 from depthcache.service.segment_layout import (
     FINGERPRINT_NAME,
     SEALED_NAME,
@@ -401,7 +401,7 @@ class _Connection:
             except httpx.TransportError as error:
                 self._wait_or_give_up(wait, error)
                 continue
-            if not is_passing(response.status_code):
+            if not is_passing(response.status_code) and has_its_digest(response):
                 _raise_for_refusal(response)
                 return response
             self._wait_or_give_up(wait, response)
@@ -445,7 +445,7 @@ class _Connection:
         is_resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
         received = offset if is_resumed else 0
         with file.open("ab" if is_resumed else "wb") as output:
-            for piece in response.iter_bytes(2**20):
+            for piece in response.iter_bytes():
                 received += len(piece)
                 if received > size:
                     raise CacheCorruptError(f"{path} is longer than its manifest says")
@@ -459,7 +459,7 @@ class _Connection:
     ) -> None:
         if wait_seconds is None:
             reason = (
-                f"it answers {failure.status_code}"
+                f"it answers {failure.status_code}, or bytes of another sha256 than it says"
                 if isinstance(failure, httpx.Response)
                 else f"{type(failure).__name__}: {failure}"
             )

@@ -211,16 +211,17 @@ async def _keep_house(service: _Service) -> None:
 
 def _add_reading(api: FastAPI, service: _Service) -> None:
     @api.get("/catalogue.json")
-    def catalogue() -> dict[str, Any]:
+    def catalogue() -> Response:
         """The folders and sealed segments; a static file of this name serves readers as well."""
         service.catalogue.refresh()
-        return {
+        document = {
             "format_version": CATALOGUE_VERSION,
             "caches": [
                 {"name": entry.name, "segments": sorted(entry.segments)}
                 for entry in service.catalogue.caches.values()
             ],
         }
+        return _with_digest(json.dumps(document).encode(), "application/json")
 
     @api.get("/api/v1/caches")
     def caches() -> dict[str, Any]:
