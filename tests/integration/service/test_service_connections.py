@@ -96,7 +96,6 @@ def test_a_body_that_trickles_in_is_refused(quick_service: Any, cache: Path) -> 
                 continue
             break
     assert answer.startswith(b"HTTP/1.1 408")
-    assert b"body-too-slow" in answer
 
 
 def test_a_reader_that_stops_reading_is_let_go(
