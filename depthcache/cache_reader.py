@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from depthcache.errors import (
     CacheMismatchError,
     CacheMissError,
     CacheNotFoundError,
+    CacheUnreachableError,
 )
 from depthcache.local_tier import DEFAULT_SIZE_CAP_BYTES, LocalTier
 from depthcache.object_stores import HTTPStore, ObjectStore, open_store
 from depthcache.segment_reader import SegmentReader
+
+log = logging.getLogger(__name__)
 
 
 class DepthCache:
@@ -82,41 +86,29 @@ class DepthCache:
         Raises:
             CacheNotFoundError: there is no cache.
             CacheMismatchError: several fit; the message lists them.
-            CacheUnreachableError: the service does not answer.
+            CacheUnreachableError: the service does not answer, and the local tier keeps no cache
+                that fits.
         """
         root = str(url).rstrip("/")
-        opened = store or open_store(root, token=token)
-        if store is None:
-            parent, _, name = root.rpartition("/")
-            inside = _is_fingerprint_folder(root, opened)
-            if inside:
-                _close(opened)
-                root = parent or ("." if "/" not in root else "/")
-                opened, fingerprint = open_store(root, token=token), name
-        found = [name for name in opened.list_folders("") if not name.startswith(".")]
-        fitting = [n for n in found if fingerprint is None or n.startswith(fingerprint)]
-        if fingerprint in found:
-            fitting = [str(fingerprint)]
-        if not fitting:
-            wanted = f" with fingerprint {fingerprint}" if fingerprint else ""
-            raise CacheNotFoundError(
-                f"no depth cache{wanted} in {url}; found {found or 'nothing'}; "
-                "`pipeline depth --cache ROOT` makes one"
-            )
-        if len(fitting) > 1:
-            raise CacheMismatchError(
-                f"{url} has several caches, choose one with fingerprint=…: {', '.join(fitting)}"
-            )
-        _read_fingerprint(opened, fitting[0])
+        opened: ObjectStore | None = None
+        try:
+            root, name, opened = _choose_cache(root, fingerprint, token, store)
+        except CacheUnreachableError as error:
+            kept = _choose_kept(root, fingerprint, local_tier)
+            if kept is None:
+                raise
+            log.warning("%s; going on with the maps in %s", error, local_tier)
+            root, name = kept
         cache = cls(
             root,
-            fitting[0],
+            name,
             token=token,
             local_tier=local_tier,
             local_tier_bytes=local_tier_bytes,
             store=store,
         )
-        cache._own_store = opened
+        if store is None:
+            cache._own_store = opened
         return cache
 
     def read(self, key: str, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
@@ -130,29 +122,40 @@ class DepthCache:
             CacheMissError: the cache has no map of this image.
             CacheCorruptError: stored bytes are damaged; names segment and row.
         """
-        place = self._find(key)
-        if place is None:
-            raise CacheMissError(
-                f"no depth of image {key} in {self.url}/{self.fingerprint}; "
-                f"compute it with `pipeline depth --cache {self.url}`"
-            )
-        inverse_depth = self._read_through_tier(key, *place)
-        if size is None or size == inverse_depth.shape:
-            return inverse_depth
-        resized = Image.fromarray(inverse_depth).resize(
-            (size[1], size[0]), Image.Resampling.BILINEAR
-        )
-        return np.array(resized, dtype=np.float32)
+        return self.read_batch([key], size)[0]
 
     def read_batch(
         self, keys: Sequence[str], size: tuple[int, int] | None = None
     ) -> list[npt.NDArray[np.float32]]:
-        """`read` for several images, in order."""
-        return [self.read(key, size) for key in keys]
+        """`read` for several images, in order; maps that lie side by side share a request."""
+        maps = self._read_kept(keys)
+        places: dict[int, dict[str, tuple[int, int]]] = {}
+        for key in dict.fromkeys(keys):
+            if key not in maps:
+                number, place = self._place(key)
+                places.setdefault(number, {})[key] = place
+        for number, wanted in places.items():
+            fetched = self._loaded()[number].fetch_many(list(wanted.values()))
+            for key, encoded in zip(wanted, fetched, strict=True):
+                maps[key] = encoded.decode()
+                if self._tier is not None:
+                    self._tier.write(self.fingerprint, key, encoded)
+        return [_resize(maps[key], size) for key in keys]
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those keys that have no map, in order."""
-        return [key for key in keys if self._find(key) is None]
+        """Those keys that have no map, in order.
+
+        Raises:
+            CacheUnreachableError: the service does not answer, and the local tier lacks some.
+        """
+        wanted = list(keys)
+        try:
+            return [key for key in wanted if self._find(key) is None]
+        except CacheUnreachableError:
+            tier = self._tier
+            if tier is None or not all(tier.has(self.fingerprint, key) for key in wanted):
+                raise
+            return []
 
     def keys(self) -> Iterator[str]:
         """All image keys, sorted."""
@@ -241,19 +244,76 @@ class DepthCache:
         found = [np.ascontiguousarray(s.digests).view("S32").reshape(-1) for s in self._loaded()]
         return np.unique(np.concatenate(found)).view("V32") if found else np.empty(0, "V32")
 
-    def _read_through_tier(
-        self, key: str, segment: SegmentReader, position: int
-    ) -> npt.NDArray[np.float32]:
-        bucket, row = int(segment.buckets[position]), int(segment.rows[position])
+    def _place(self, key: str) -> tuple[int, tuple[int, int]]:
+        """Number of the segment that has a map, and the map's bucket and row in it."""
+        place = self._find(key)
+        if place is None:
+            raise CacheMissError(
+                f"no depth of image {key} in {self.url}/{self.fingerprint}; "
+                f"compute it with `pipeline depth --cache {self.url}`"
+            )
+        segment, position = place
+        number = self._loaded().index(segment)
+        return number, (int(segment.buckets[position]), int(segment.rows[position]))
+
+    def _read_kept(self, keys: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """Maps in the local tier: these need no service, not even its index."""
         if self._tier is None:
-            return segment.read(bucket, row)
-        kept = self._tier.read(self.fingerprint, key)
-        if kept is not None:
-            return kept
-        encoded = segment.fetch(bucket, row)
-        inverse_depth = encoded.decode()
-        self._tier.write(self.fingerprint, key, encoded)
+            return {}
+        kept = {key: self._tier.read(self.fingerprint, key) for key in set(keys)}
+        return {key: found for key, found in kept.items() if found is not None}
+
+
+def _resize(
+    inverse_depth: npt.NDArray[np.float32], size: tuple[int, int] | None
+) -> npt.NDArray[np.float32]:
+    if size is None or size == inverse_depth.shape:
         return inverse_depth
+    resized = Image.fromarray(inverse_depth).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.array(resized, dtype=np.float32)
+
+
+def _choose_cache(
+    url: str, fingerprint: str | None, token: str | None, store: ObjectStore | None
+) -> tuple[str, str, ObjectStore]:
+    """Root and fingerprint folder that an address and a wish mean, and the root's open store."""
+    root = url
+    opened = store or open_store(root, token=token)
+    if store is None:
+        parent, _, name = root.rpartition("/")
+        inside = _is_fingerprint_folder(root, opened)
+        if inside:
+            _close(opened)
+            root = parent or ("." if "/" not in root else "/")
+            opened, fingerprint = open_store(root, token=token), name
+    found = [name for name in opened.list_folders("") if not name.startswith(".")]
+    fitting = [n for n in found if fingerprint is None or n.startswith(fingerprint)]
+    if fingerprint in found:
+        fitting = [str(fingerprint)]
+    if not fitting:
+        wanted = f" with fingerprint {fingerprint}" if fingerprint else ""
+        raise CacheNotFoundError(
+            f"no depth cache{wanted} in {url}; found {found or 'nothing'}; "
+            "`pipeline depth --cache ROOT` makes one"
+        )
+    if len(fitting) > 1:
+        raise CacheMismatchError(
+            f"{url} has several caches, choose one with fingerprint=…: {', '.join(fitting)}"
+        )
+    _read_fingerprint(opened, fitting[0])
+    return root, fitting[0], opened
+
+
+def _choose_kept(
+    root: str, fingerprint: str | None, local_tier: Path | None
+) -> tuple[str, str] | None:
+    """The same among the caches of which a local tier keeps maps; None when unclear."""
+    found = [] if local_tier is None else [p.name for p in local_tier.glob("*") if p.is_dir()]
+    parent, _, name = root.rpartition("/")
+    if name in found:
+        return parent, name
+    fitting = [n for n in found if n.startswith(fingerprint or "")]
+    return (root, fitting[0]) if len(fitting) == 1 else None
 
 
 def _digest(key: str) -> bytes:

@@ -63,6 +63,10 @@ class LocalTier:
             os.utime(path)
         return inverse_depth
 
+    def has(self, fingerprint: str, key: str) -> bool:
+        """Whether a map is kept, intact or not."""
+        return self._path(fingerprint, key).is_file()
+
     def write(self, fingerprint: str, key: str, encoded: EncodedMap) -> None:
         """Keep a map; a full disk only means that it is not kept."""
         header = _HEADER.pack(*encoded.shape, encoded.bits, *encoded.value_range)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,10 @@ from typing import Any, Protocol
 
 from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
 from depthcache.folder_lock import hold_folder
+from depthcache.http_retries import has_its_digest, is_passing, retry_waits, wait_asked_for
+
+TOKEN_VARIABLE = "PIPELINE_CACHE_TOKEN"  # noqa: S105  (a name, not a secret)
+_HTTP_ATTEMPTS = 5
 
 
 class ObjectStore(Protocol):
@@ -34,10 +40,15 @@ class ObjectStore(Protocol):
 
 
 def open_store(url: str | Path, *, token: str | None = None) -> ObjectStore:
-    """Choose the store by the address: a path, http(s)://, s3:// or gs://."""
+    """Choose the store by the address: a path, http(s)://, s3:// or gs://.
+
+    Args:
+        url: the address.
+        token: for a service that asks for one; None takes it from PIPELINE_CACHE_TOKEN.
+    """
     text = str(url)
     if text.startswith(("http://", "https://")):
-        return HTTPStore(text, token)
+        return HTTPStore(text, token or os.environ.get(TOKEN_VARIABLE))
     if text.startswith(("s3://", "gs://")):
         return BucketStore(text)
     return LocalStore(text.removeprefix("file://"))
@@ -170,17 +181,37 @@ class HTTPStore:
 
         if self._client is None or self._process != os.getpid():
             own = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-            self._client = httpx.Client(timeout=30.0, headers=own, follow_redirects=True)
+            timeout = httpx.Timeout(30.0, connect=5.0)
+            self._client = httpx.Client(timeout=timeout, headers=own, follow_redirects=True)
+            weakref.finalize(self, self._client.close)
             self._process = os.getpid()
-        try:
-            response = self._client.get(f"{self.url}/{path}", headers=headers)
-        except httpx.HTTPError as error:
-            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
-        if response.status_code == 404:
-            raise CacheNotFoundError(f"{self.url}/{path} does not exist")
-        if response.status_code not in allowed:
-            raise CacheUnreachableError(f"{self.url}/{path} answered {response.status_code}")
-        return bytes(response.content)
+        what = f"{self.url}/{path}"
+        for wait_seconds in retry_waits(_HTTP_ATTEMPTS):
+            failure: CacheUnreachableError | CacheCorruptError
+            retry_after = None
+            try:
+                response = self._client.get(what, headers=headers)
+            except httpx.HTTPError as error:
+                failure = CacheUnreachableError(f"{what}: {error or type(error).__name__}")
+            else:
+                status = response.status_code
+                if status == 404:
+                    raise CacheNotFoundError(f"{what} does not exist")
+                if status in allowed and has_its_digest(response):
+                    return bytes(response.content)
+                if status in allowed:
+                    failure = CacheCorruptError(f"{what} arrived with another sha256 than its own")
+                elif is_passing(status):
+                    retry_after = response.headers.get("Retry-After")
+                    failure = CacheUnreachableError(f"{what} answered {status}")
+                elif _is_damaged(response):
+                    raise CacheCorruptError(f"{what}: {response.json()['detail']}")
+                else:
+                    raise CacheUnreachableError(f"{what} answered {status}")
+            if wait_seconds is None:
+                raise failure
+            time.sleep(wait_asked_for(retry_after, wait_seconds))
+        raise AssertionError("the last wait is None")
 
     def get(self, path: str) -> bytes:
         return self._get(path, {}, (200,))
@@ -259,23 +290,69 @@ class BucketStore:
         except obstore.exceptions.BaseError as error:
             raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
 
+    def put_new(self, path: str, data: bytes) -> bool:
+        """Write an object unless there is one of this name; tells whether it was written."""
+        import obstore
+
+        try:
+            obstore.put(self._opened(), path, data, mode="create", use_multipart=False)
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is gone already is no error."""
+        import obstore
+
+        try:
+            obstore.delete(self._opened(), path)
+        except FileNotFoundError:
+            return
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+
     def list_folders(self, path: str) -> list[str]:
         import obstore
 
-        answer = obstore.list_with_delimiter(self._opened(), path or None)
+        try:
+            answer = obstore.list_with_delimiter(self._opened(), path or None)
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
         return sorted(
             str(prefix).rstrip("/").split("/")[-1] for prefix in answer["common_prefixes"]
         )
 
     def list_objects(self, path: str) -> dict[str, int]:
+        return {name: int(entry["size"]) for name, entry in self._list(path).items()}
+
+    def list_times(self, path: str) -> dict[str, float]:
+        """Relative paths of everything under `path`, and when it was written (Unix time)."""
+        return {
+            n: float(entry["last_modified"].timestamp()) for n, entry in self._list(path).items()
+        }
+
+    def _list(self, path: str) -> dict[str, Any]:
         import obstore
 
-        found: dict[str, int] = {}
         prefix = f"{path.rstrip('/')}/" if path else ""
-        for batch in obstore.list(self._opened(), path or None):
-            for entry in batch:
-                found[str(entry["path"])[len(prefix) :]] = int(entry["size"])
-        return found
+        try:
+            return {
+                str(entry["path"])[len(prefix) :]: entry
+                for batch in obstore.list(self._opened(), path or None)
+                for entry in batch
+            }
+        except obstore.exceptions.BaseError as error:
+            raise CacheUnreachableError(f"{self.url}/{path}: {error}") from error
+
+
+def _is_damaged(response: Any) -> bool:
+    """Whether a service says that its disk no longer holds what the manifest says."""
+    try:
+        return response.json()["error"] in ("object-damaged", "map-damaged")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _checked_length(data: bytes, length: int, path: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,12 @@ import numpy.typing as npt
 from depthcache import segment_format as fmt
 from depthcache.cache_reader import DepthCache
 from depthcache.depth_models import PRECISIONS, DepthModel, load_depth_model
-from depthcache.errors import CacheMismatchError, CacheNotFoundError, ImageDecodeError
+from depthcache.errors import (
+    CacheMismatchError,
+    CacheNotFoundError,
+    CacheUnreachableError,
+    ImageDecodeError,
+)
 from depthcache.image_decoding import image_key, read_image_size
 from depthcache.object_stores import ObjectStore, open_store
 from depthcache.quantisation import ALL_BITS, DEFAULT_BITS, describe_encoding
@@ -30,6 +36,8 @@ from depthcache.shard_computation import (
     predict_maps,
 )
 from depthcache.shard_planning import SegmentPlan, ShardPlan, plan_segment
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SHARD_ROWS = 64
 _HASHING_THREADS = 4
@@ -438,9 +446,14 @@ def _known_keys(
         own_store = store if address == root else None
         try:
             cache = DepthCache.open(address, fingerprint=name, store=own_store)
+            missing = set(cache.missing(wanted))
         except CacheNotFoundError:
             continue
-        missing = set(cache.missing(wanted))
+        except CacheUnreachableError as error:
+            if address == root:
+                raise
+            log.warning("upstream: %s; what it may have is computed here instead", error)
+            continue
         present.update(key for key in wanted if key not in missing)
         if address == root:
             failed.update(cache.failures())

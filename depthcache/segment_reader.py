@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from depthcache import segment_format as fmt
+from depthcache.byte_spans import join_spans
 from depthcache.errors import CacheCorruptError, CacheMismatchError, CacheNotFoundError
 from depthcache.object_stores import ObjectStore
 from depthcache.quantisation import check_bits, dequantise
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,34 +120,57 @@ class SegmentReader:
         Raises:
             CacheCorruptError: bytes differ from what was written.
         """
-        return self.fetch(bucket, row).decode()
+        return self.fetch_many([(bucket, row)])[0].decode()
 
-    def fetch(self, bucket: int, row: int) -> EncodedMap:
-        """One map, not decoded: one range request, once the shard's index is known.
+    def fetch_many(self, places: Sequence[tuple[int, int]]) -> list[EncodedMap]:
+        """Maps of several (bucket, row), in order, checked; neighbours share a range request.
 
         Raises:
-            CacheCorruptError: the shard or its index is damaged or missing.
+            CacheCorruptError: bytes differ from what was written.
         """
-        number, local_row = divmod(row, self.shard_rows)
-        index, ranges = self._shard(bucket, number)
-        entry = index[local_row]
-        what = f"{self.prefix}/maps/{self.bucket_names[bucket]} row {row}"
-        if fmt.is_absent(entry):
-            raise CacheCorruptError(f"{what}: the shard has no map in this row")
-        try:
-            data = self.store.get_range(
-                self._shard_name(bucket, number), int(entry[0]), int(entry[1])
+        by_shard: dict[tuple[int, int], list[int]] = {}
+        for position, (bucket, row) in enumerate(places):
+            by_shard.setdefault((bucket, row // self.shard_rows), []).append(position)
+        found: dict[int, EncodedMap] = {}
+        for (bucket, number), positions in by_shard.items():
+            rows = [places[position][1] for position in positions]
+            encoded = _read_twice(partial(self._fetch_rows, bucket, number, rows))
+            found.update(zip(positions, encoded, strict=True))
+        return [found[position] for position in range(len(places))]
+
+    def _fetch_rows(self, bucket: int, number: int, rows: Sequence[int]) -> list[EncodedMap]:
+        index, ranges = _read_twice(partial(self._shard, bucket, number))
+        where = [f"{self.prefix}/maps/{self.bucket_names[bucket]} row {row}" for row in rows]
+        entries = [index[row % self.shard_rows] for row in rows]
+        for entry, what in zip(entries, where, strict=True):
+            if fmt.is_absent(entry):
+                raise CacheCorruptError(f"{what}: the shard has no map in this row")
+        spans = [(int(start), int(length)) for start, length in entries]
+        chunks: dict[int, bytes] = {}
+        for joined in join_spans(spans):
+            try:
+                data = self.store.get_range(
+                    self._shard_name(bucket, number), joined.start, joined.stop - joined.start
+                )
+            except CacheNotFoundError as error:
+                raise CacheCorruptError(f"{where[0]}: the shard is missing") from error
+            for member in joined.members:
+                start, length = spans[member]
+                chunks[member] = data[start - joined.start :][:length]
+        encoded = []
+        for member, (row, what) in enumerate(zip(rows, where, strict=True)):
+            fmt.strip_crc(chunks[member], what)
+            low, high = (float(value) for value in ranges[row % self.shard_rows])
+            encoded.append(
+                EncodedMap(
+                    chunk=chunks[member],
+                    shape=self.shapes[bucket],
+                    bits=self.bits,
+                    value_range=(low, high),
+                    place=what,
+                )
             )
-        except CacheNotFoundError as error:
-            raise CacheCorruptError(f"{what}: the shard is missing") from error
-        low, high = (float(value) for value in ranges[local_row])
-        return EncodedMap(
-            chunk=data,
-            shape=self.shapes[bucket],
-            bits=self.bits,
-            value_range=(low, high),
-            place=what,
-        )
+        return encoded
 
     def _shard_name(self, bucket: int, number: int) -> str:
         return f"{self.prefix}/maps/{self.bucket_names[bucket]}/c/{number}/0/0"
@@ -189,6 +217,14 @@ class SegmentReader:
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise CacheCorruptError(f"{self.prefix}/{name}: sha256 differs from sealed.json")
         return data
+
+
+def _read_twice(read: Callable[[], _Read]) -> _Read:
+    """A bit that flipped on the way is right the second time, one that flipped at rest is not."""
+    try:
+        return read()
+    except CacheCorruptError:
+        return read()
 
 
 def read_seal(store: ObjectStore, prefix: str) -> dict[str, Any]:

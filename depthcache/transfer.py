@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from depthcache.errors import (
     CacheUnreachableError,
     DepthCacheError,
 )
+from depthcache.http_retries import has_its_digest, is_passing, retry_waits, wait_asked_for
 from depthcache.service.segment_layout import (
     FINGERPRINT_NAME,
     SEALED_NAME,
@@ -41,8 +41,6 @@ from depthcache.service.segment_layout import (
 from depthcache.service.staging import STAGING_NAME, sync_folder, sync_tree, write_durably
 
 MAX_ATTEMPTS = 8
-_FIRST_WAIT_SECONDS = 0.2
-_LONGEST_WAIT_SECONDS = 10.0
 _PIECE_BYTES = 8 * 2**20
 _SMALLEST_PIECE_BYTES = 2**16
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
@@ -397,13 +395,13 @@ class _Connection:
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """Send a request until it is answered for good."""
-        for wait in _waits():
+        for wait in retry_waits(MAX_ATTEMPTS):
             try:
                 response = self._client.request(method, f"{self.url}/{path}", **arguments)
             except httpx.TransportError as error:
                 self._wait_or_give_up(wait, error)
                 continue
-            if not _is_passing(response):
+            if not is_passing(response.status_code) and has_its_digest(response):
                 _raise_for_refusal(response)
                 return response
             self._wait_or_give_up(wait, response)
@@ -411,7 +409,7 @@ class _Connection:
 
     def download(self, path: str, file: Path, size: int, tally: _Tally) -> None:
         """Fetch an object into a file, going on from the bytes that it holds."""
-        for wait in _waits():
+        for wait in retry_waits(MAX_ATTEMPTS):
             offset = file.stat().st_size if file.exists() else 0
             if offset > size:
                 file.unlink()
@@ -423,7 +421,7 @@ class _Connection:
                 with self._client.stream(
                     "GET", f"{self.url}/{quote(path)}", headers=headers
                 ) as response:
-                    if not _is_passing(response):
+                    if not is_passing(response.status_code):
                         if response.is_error:
                             response.read()
                         _raise_for_refusal(response)
@@ -447,7 +445,7 @@ class _Connection:
         is_resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
         received = offset if is_resumed else 0
         with file.open("ab" if is_resumed else "wb") as output:
-            for piece in response.iter_bytes(2**20):
+            for piece in response.iter_bytes():
                 received += len(piece)
                 if received > size:
                     raise CacheCorruptError(f"{path} is longer than its manifest says")
@@ -461,7 +459,7 @@ class _Connection:
     ) -> None:
         if wait_seconds is None:
             reason = (
-                f"it answers {failure.status_code}"
+                f"it answers {failure.status_code}, or bytes of another sha256 than it says"
                 if isinstance(failure, httpx.Response)
                 else f"{type(failure).__name__}: {failure}"
             )
@@ -470,23 +468,8 @@ class _Connection:
                 "goes on from here once it is back"
             )
         if isinstance(failure, httpx.Response):
-            asked = failure.headers.get("Retry-After", "")
-            if asked.isdigit():
-                wait_seconds = max(wait_seconds, min(float(asked), _LONGEST_WAIT_SECONDS))
+            wait_seconds = wait_asked_for(failure.headers.get("Retry-After"), wait_seconds)
         time.sleep(wait_seconds)
-
-
-def _waits() -> Iterator[float | None]:
-    """Growing waits with jitter, so that many clients do not come back at once; None at the end."""
-    for attempt in range(MAX_ATTEMPTS - 1):
-        longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
-        yield longest * random.uniform(0.5, 1)  # noqa: S311  (not a secret)
-    yield None
-
-
-def _is_passing(response: httpx.Response) -> bool:
-    """Whether the same request may succeed later."""
-    return response.status_code in (408, 429, 502, 503, 504)
 
 
 def _raise_for_refusal(response: httpx.Response) -> None:

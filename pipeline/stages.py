@@ -20,6 +20,7 @@ from pipeline.image_lists import list_coco_images, merge_image_lists
 from pipeline.manifest import Manifest, digest_file, write_atomically
 from pipeline.output import to_jsonable
 from pipeline.progress import ProgressReporter
+from pipeline.service_cache import compute_for_service, is_service
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
     Args:
         images: image files.
         model: hub id or local folder.
-        cache_root: where the cache is kept.
+        cache_root: where the cache is kept: a folder, a bucket, or a service.
         options: further arguments of `depthcache.precompute.precompute_depth`; None is left out.
 
     Returns:
@@ -196,9 +197,14 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
     """
     from depthcache.precompute import precompute_depth
 
+    def compute(root: str, given: dict[str, Any]) -> Any:
+        with ProgressReporter("depth", "images") as progress:
+            return precompute_depth(images, model, root, progress=progress.update, **given)
+
     given = {key: value for key, value in options.items() if value is not None}
-    with ProgressReporter("depth", "images") as progress:
-        return precompute_depth(images, model, cache_root, progress=progress.update, **given)
+    if is_service(cache_root):
+        return compute_for_service(compute, cache_root, given)
+    return compute(cache_root, given)
 
 
 def depth_counts(summary: Any) -> dict[str, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Iterable
@@ -19,7 +21,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from depthcache.errors import DepthCacheError
+from depthcache.errors import CacheUnreachableError, DepthCacheError
 from depthcache.service.access import AccessPolicy, Token
 from depthcache.service.catalogue import CATALOGUE_VERSION, CacheEntry, Catalogue, SealedSegment
 from depthcache.service.depth_picture import npy_bytes, render_png
@@ -27,7 +29,8 @@ from depthcache.service.gate import Gate, RequestLimits
 from depthcache.service.lifecycle import LifeCycle
 from depthcache.service.metrics import EXPOSITION_TYPE, ServiceMetrics
 from depthcache.service.objects import ObjectServer
-from depthcache.service.refusals import RequestRefusedError
+from depthcache.service.refusals import RequestRefusedError, storage_unreachable
+from depthcache.service.roots import ServedRoot
 from depthcache.service.segment_layout import DIGEST_LENGTH
 from depthcache.service.uploads import UploadStore
 
@@ -81,7 +84,7 @@ class UploadRequest(BaseModel):
 
 
 class _Service:
-    def __init__(self, root: Path, settings: ServiceSettings) -> None:
+    def __init__(self, root: ServedRoot, settings: ServiceSettings) -> None:
         self.settings = settings
         self.metrics = ServiceMetrics()
         self.catalogue = Catalogue(root)
@@ -114,6 +117,8 @@ class _Service:
         try:
             reader = self.catalogue.reader(segment)
             return reader.read(reader.bucket_names.index(location.bucket), location.row)
+        except CacheUnreachableError:
+            raise
         except DepthCacheError as error:
             self.metrics.corrupt_reads.inc()
             log.error("corrupt map %s in %s: %s", digest, cache, error)
@@ -135,11 +140,11 @@ class _Service:
         self.life_cycle.save_last_used()
 
 
-def build_service(root: Path, settings: ServiceSettings) -> Gate:
+def build_service(root: ServedRoot, settings: ServiceSettings) -> Gate:
     """Put the service together.
 
     Args:
-        root: the cache root; it exists and is writable.
+        root: the cache root.
         settings: the operator's choices.
 
     Returns:
@@ -184,6 +189,10 @@ def _build_api(service: _Service) -> FastAPI:
     async def refuse(_: Request, error: RequestRefusedError) -> JSONResponse:
         return JSONResponse(error.document(), status_code=error.status, headers=error.headers)
 
+    @api.exception_handler(CacheUnreachableError)
+    async def tell_unreachable(_: Request, error: CacheUnreachableError) -> JSONResponse:
+        return await refuse(_, storage_unreachable(error))
+
     _add_reading(api, service)
     _add_uploading(api, service)
     _add_life_cycle(api, service)
@@ -196,22 +205,23 @@ async def _keep_house(service: _Service) -> None:
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
         try:
             await asyncio.to_thread(service.tidy)
-        except OSError:
+        except (OSError, DepthCacheError):
             log.exception("housekeeping failed; it is tried again in a minute")
 
 
 def _add_reading(api: FastAPI, service: _Service) -> None:
     @api.get("/catalogue.json")
-    def catalogue() -> dict[str, Any]:
+    def catalogue() -> Response:
         """The folders and sealed segments; a static file of this name serves readers as well."""
         service.catalogue.refresh()
-        return {
+        document = {
             "format_version": CATALOGUE_VERSION,
             "caches": [
                 {"name": entry.name, "segments": sorted(entry.segments)}
                 for entry in service.catalogue.caches.values()
             ],
         }
+        return _with_digest(json.dumps(document).encode(), "application/json")
 
     @api.get("/api/v1/caches")
     def caches() -> dict[str, Any]:
@@ -248,13 +258,19 @@ def _add_reading(api: FastAPI, service: _Service) -> None:
     def map_npy(cache: Name, digest: Digest) -> Response:
         """The map as float32 .npy: relative inverse depth, larger = nearer."""
         body = npy_bytes(service.map_of_image(cache, digest))
-        return Response(body, media_type="application/octet-stream")
+        return _with_digest(body, "application/octet-stream")
 
     @api.get("/api/v1/caches/{cache}/maps/{digest}.png")
     def map_png(cache: Name, digest: Digest) -> Response:
         """A picture to look at: dark = farther, bright = nearer."""
         body = render_png(service.map_of_image(cache, digest))
-        return Response(body, media_type="image/png")
+        return _with_digest(body, "image/png")
+
+
+def _with_digest(body: bytes, media_type: str) -> Response:
+    """An answer whose receiver can tell whether a bit changed on the way (RFC 9530)."""
+    digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+    return Response(body, media_type=media_type, headers={"Repr-Digest": f"sha-256=:{digest}:"})
 
 
 def _add_uploading(api: FastAPI, service: _Service) -> None:
@@ -358,7 +374,7 @@ def _add_operation(api: FastAPI, service: _Service) -> None:
     @api.get("/readyz")
     def is_ready() -> dict[str, str]:
         """The root is readable and the service has looked at it."""
-        if not service.is_ready or not service.catalogue.root.is_dir():
+        if not service.is_ready or not service.catalogue.root.is_reachable():
             raise RequestRefusedError(503, "not-ready", "the cache root is not readable")
         return {"status": "ready"}
 

@@ -5,31 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from depthcache.errors import DepthCacheError
+from depthcache.errors import CacheNotFoundError, CacheUnreachableError, DepthCacheError
 from depthcache.segment_reader import SegmentReader
+from depthcache.service.roots import ServedRoot
 from depthcache.service.segment_layout import (
     FINGERPRINT_NAME,
     SEALED_NAME,
     SEGMENTS_NAME,
     is_cache_name,
     is_segment_id,
-    open_segment,
     parse_seal,
 )
 
 CATALOGUE_VERSION = 1
-REFRESH_SECONDS = 2.0
 _DIGEST = np.dtype("S32")
 
 log = logging.getLogger("depthcache.service")
@@ -37,7 +34,7 @@ log = logging.getLogger("depthcache.service")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """One file that may be read; `segment_id` is None for a cache's fingerprint."""
+    """One object that may be read: `path` from the root; no `segment_id` for a fingerprint."""
 
     cache: str
     segment_id: str | None
@@ -48,15 +45,19 @@ class StoredObject:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedSegment:
-    """A published segment; `objects` maps paths inside it to what is on disk."""
+    """A published segment; `objects` maps paths inside it to what is stored."""
 
     cache: str
     segment_id: str
-    folder: Path
     objects: dict[str, StoredObject]
     seal: dict[str, Any]
     num_bytes: int
     sealed_time: float
+
+    @property
+    def prefix(self) -> str:
+        """Its folder in the root."""
+        return f"{self.cache}/{SEGMENTS_NAME}/{self.segment_id}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,6 @@ class CacheEntry:
     """One fingerprint folder."""
 
     name: str
-    folder: Path
     fingerprint: dict[str, Any]
     fingerprint_object: StoredObject
     segments: dict[str, SealedSegment]
@@ -103,10 +103,10 @@ class Catalogue:
     thread.
 
     Args:
-        root: the cache root, a local folder.
+        root: the cache root.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: ServedRoot) -> None:
         self.root = root
         self._snapshot = _Snapshot()
         self._refreshed = float("-inf")
@@ -121,19 +121,22 @@ class Catalogue:
         return self._snapshot.caches
 
     def refresh(self, *, force: bool = False) -> bool:
-        """Look at the root again, at most every REFRESH_SECONDS unless forced.
+        """Look at the root again, unless forced only when the last listing is too old.
 
         Returns:
             Whether it was looked at.
         """
-        if not force and time.monotonic() - self._refreshed < REFRESH_SECONDS:
+        if not force and self._is_fresh():
             return False
         with self._scan_lock:
-            if not force and time.monotonic() - self._refreshed < REFRESH_SECONDS:
+            if not force and self._is_fresh():
                 return True
             self._snapshot = _Snapshot(_scan_root(self.root, self._snapshot.caches))
             self._refreshed = time.monotonic()
         return True
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._refreshed < self.root.refresh_seconds
 
     def cache(self, name: str) -> CacheEntry | None:
         """The cache of a folder name."""
@@ -216,7 +219,7 @@ class Catalogue:
         key = (segment.cache, segment.segment_id)
         known = self._readers.get(key)
         if known is None:
-            known = self._readers[key] = open_segment(segment.folder)
+            known = self._readers[key] = SegmentReader(self.root.store, segment.prefix)
         return known
 
     def _cache_index(self, cache: str) -> _CacheIndex:
@@ -279,31 +282,24 @@ def _search(
     return index.digests[positions] == wanted, positions
 
 
-def _scan_root(root: Path, known: dict[str, CacheEntry]) -> dict[str, CacheEntry]:
+def _scan_root(root: ServedRoot, known: dict[str, CacheEntry]) -> dict[str, CacheEntry]:
     caches: dict[str, CacheEntry] = {}
-    for folder in sorted(_subfolders(root)):
-        if not is_cache_name(folder.name):
+    for name in root.store.list_folders(""):
+        if not is_cache_name(name):
             continue
-        before = known.get(folder.name)
+        before = known.get(name)
         try:
-            text = (folder / FINGERPRINT_NAME).read_bytes()
+            text = root.store.get(f"{name}/{FINGERPRINT_NAME}")
             fingerprint = json.loads(text)
-        except (OSError, ValueError):
+        except (CacheNotFoundError, OSError, ValueError):
             continue
-        if not isinstance(fingerprint, dict):
+        if not isinstance(fingerprint, dict) or root.find_misplaced(name, [FINGERPRINT_NAME]):
             continue
-        segments, damaged = _scan_segments(folder, before.segments if before else {})
-        caches[folder.name] = CacheEntry(
-            name=folder.name,
-            folder=folder,
+        segments, damaged = _scan_segments(root, name, before.segments if before else {})
+        caches[name] = CacheEntry(
+            name=name,
             fingerprint=fingerprint,
-            fingerprint_object=StoredObject(
-                cache=folder.name,
-                segment_id=None,
-                path=str(folder / FINGERPRINT_NAME),
-                size=len(text),
-                sha256=hashlib.sha256(text).hexdigest(),
-            ),
+            fingerprint_object=_stored(name, None, f"{name}/{FINGERPRINT_NAME}", text),
             segments=segments,
             damaged_segments=damaged,
         )
@@ -311,57 +307,50 @@ def _scan_root(root: Path, known: dict[str, CacheEntry]) -> dict[str, CacheEntry
 
 
 def _scan_segments(
-    cache_folder: Path, known: dict[str, SealedSegment]
+    root: ServedRoot, cache: str, known: dict[str, SealedSegment]
 ) -> tuple[dict[str, SealedSegment], tuple[str, ...]]:
     segments: dict[str, SealedSegment] = {}
     damaged = []
-    for folder in sorted(_subfolders(cache_folder / SEGMENTS_NAME)):
-        if not is_segment_id(folder.name):
+    for segment_id, sealed_time in sorted(root.list_sealed(cache).items()):
+        if not is_segment_id(segment_id):
             continue
-        try:
-            sealed_time = (folder / SEALED_NAME).stat().st_mtime
-        except OSError:
-            continue
-        before = known.get(folder.name)
+        before = known.get(segment_id)
         if before is not None and before.sealed_time == sealed_time:
-            segments[folder.name] = before
+            segments[segment_id] = before
             continue
         try:
-            segments[folder.name] = _load_segment(cache_folder.name, folder, sealed_time)
+            segments[segment_id] = _load_segment(root, cache, segment_id, sealed_time)
+        except CacheUnreachableError:
+            raise
         except (DepthCacheError, OSError, ValueError) as error:
-            log.warning("segment %s is not served: %s", folder, error)
-            damaged.append(folder.name)
+            log.warning("segment %s/%s is not served: %s", cache, segment_id, error)
+            damaged.append(segment_id)
     return segments, tuple(damaged)
 
 
-def _load_segment(cache: str, folder: Path, sealed_time: float) -> SealedSegment:
-    text = (folder / SEALED_NAME).read_bytes()
+def _load_segment(
+    root: ServedRoot, cache: str, segment_id: str, sealed_time: float
+) -> SealedSegment:
+    prefix = f"{cache}/{SEGMENTS_NAME}/{segment_id}"
+    text = root.store.get(f"{prefix}/{SEALED_NAME}")
     seal = parse_seal(text)
     objects = {
         name: StoredObject(
             cache=cache,
-            segment_id=folder.name,
-            path=str(folder / name),
+            segment_id=segment_id,
+            path=f"{prefix}/{name}",
             size=int(entry["size"]),
             sha256=entry["sha256"],
         )
         for name, entry in seal["objects"].items()
     }
-    objects[SEALED_NAME] = StoredObject(
-        cache=cache,
-        segment_id=folder.name,
-        path=str(folder / SEALED_NAME),
-        size=len(text),
-        sha256=hashlib.sha256(text).hexdigest(),
-    )
-    home = os.path.realpath(folder)
-    for name, stored in objects.items():
-        if os.path.realpath(stored.path) != f"{home}/{name}":
-            raise ValueError(f"object {name!r} is a link out of its place")
+    objects[SEALED_NAME] = _stored(cache, segment_id, f"{prefix}/{SEALED_NAME}", text)
+    misplaced = root.find_misplaced(prefix, objects)
+    if misplaced is not None:
+        raise ValueError(f"object {misplaced!r} is a link out of its place")
     return SealedSegment(
         cache=cache,
-        segment_id=folder.name,
-        folder=folder,
+        segment_id=segment_id,
         objects=objects,
         seal=seal,
         num_bytes=sum(stored.size for stored in objects.values()),
@@ -369,9 +358,11 @@ def _load_segment(cache: str, folder: Path, sealed_time: float) -> SealedSegment
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
+def _stored(cache: str, segment_id: str | None, path: str, text: bytes) -> StoredObject:
+    return StoredObject(
+        cache=cache,
+        segment_id=segment_id,
+        path=path,
+        size=len(text),
+        sha256=hashlib.sha256(text).hexdigest(),
+    )

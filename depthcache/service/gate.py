@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from depthcache.errors import CacheUnreachableError
 from depthcache.service.access import AccessPolicy, Identity, RateLimit, required_scope
 from depthcache.service.metrics import ServiceMetrics
 from depthcache.service.objects import ObjectServer
-from depthcache.service.refusals import RequestRefusedError
+from depthcache.service.refusals import RequestRefusedError, storage_unreachable
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -41,6 +42,7 @@ class RequestLimits:
         max_bytes: largest body of one upload request.
         max_json_bytes: largest JSON body; 100,000 digests take 6.7 MB.
         body_timeout_seconds: longest wait for the next piece of a body.
+        min_bytes_per_second: slower bodies are refused once body_timeout_seconds have passed.
         request_rate: requests a second for each client; 0 = no limit.
         max_concurrent_uploads: object bodies received at a time.
     """
@@ -48,6 +50,7 @@ class RequestLimits:
     max_bytes: int = 64 * 2**20
     max_json_bytes: int = 16 * 2**20
     body_timeout_seconds: float = 30.0
+    min_bytes_per_second: float = 1024.0
     request_rate: float = 0.0
     max_concurrent_uploads: int = 8
 
@@ -88,8 +91,7 @@ class Gate:
         exchange = _Exchange(scope, receive, send, self._limits)
         identity: Identity | None = None
         try:
-            identity = self._policy.identify(_header(scope, b"authorization"))
-            self._rate_limit.admit(identity.name or exchange.client)
+            identity = self._identify(scope, exchange)
             self._policy.demand(identity, required_scope(scope["method"], scope["path"]))
             exchange.refuse_large_body()
             scope["depthcache.identity"] = identity
@@ -99,8 +101,8 @@ class Gate:
                 await self._api(scope, exchange.receive, exchange.send)
         except RequestRefusedError as refusal:
             await exchange.answer_refusal(refusal)
-        except ClientGoneError:
-            pass
+        except CacheUnreachableError as error:
+            await exchange.answer_refusal(storage_unreachable(error))
         except Exception:
             log.exception("request failed: %s %s", scope["method"], scope["path"])
             await exchange.answer_refusal(
@@ -108,6 +110,16 @@ class Gate:
             )
         finally:
             self._record(scope, exchange, identity)
+
+    def _identify(self, scope: Scope, exchange: _Exchange) -> Identity:
+        """Whose request it is, counted against their rate; guessing tokens counts too."""
+        client = exchange.client
+        try:
+            identity = self._policy.identify(_header(scope, b"authorization"))
+            client = identity.name or client
+        finally:
+            self._rate_limit.admit(client)
+        return identity
 
     def _record(self, scope: Scope, exchange: _Exchange, identity: Identity | None) -> None:
         seconds = time.perf_counter() - exchange.started
@@ -135,10 +147,6 @@ class Gate:
             )
 
 
-class ClientGoneError(Exception):
-    """The client closed the connection; there is nobody to answer."""
-
-
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
@@ -159,7 +167,7 @@ class _Exchange:
         self._send = send
         is_object_upload = self.route == "upload" and scope["method"] == "PUT"
         self._max_body = limits.max_bytes if is_object_upload else limits.max_json_bytes
-        self._timeout_seconds = limits.body_timeout_seconds
+        self._limits = limits
         self._body_complete = False
         self._refusal: RequestRefusedError | None = None
         self._answer_replaced = False
@@ -179,13 +187,18 @@ class _Exchange:
         """The next piece of the body, or the end of the connection."""
         if self._body_complete:
             return await self._receive()
+        patience = self._limits.body_timeout_seconds
+        credit = patience + self.num_received / self._limits.min_bytes_per_second
+        elapsed = time.perf_counter() - self.started
         try:
-            message = await asyncio.wait_for(self._receive(), self._timeout_seconds)
+            message = await asyncio.wait_for(self._receive(), min(patience, credit - elapsed))
         except TimeoutError:
             self._refusal = RequestRefusedError(
                 408,
                 "body-too-slow",
-                f"no piece of the body came for {self._timeout_seconds:g} seconds",
+                f"{self.num_received} bytes of the body came in {elapsed:.0f} seconds; the next "
+                f"are expected within {patience:g} seconds, and in the long run "
+                f"{self._limits.min_bytes_per_second:g} a second",
                 {"Connection": "close"},
             )
             raise self._refusal from None
@@ -208,7 +221,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         else:
-            self.num_sent += len(message.get("body", b""))
+            self.num_sent += message.get("count", 0) or len(message.get("body", b""))
         await self._send(message)
 
     async def answer_refusal(self, refusal: RequestRefusedError) -> None:

@@ -1,30 +1,26 @@
 """Pins, last use, and eviction under a size cap.
 
-State lies in `ROOT/.service/`: `pins.json` (written at once) and `last_used.json` (written every
-minute and at shutdown: losing a minute of it costs nothing but a slightly worse eviction order).
+State lies in the root's `.service/`: `pins.json` (written at once) and `last_used.json` (written
+every minute and at shutdown: losing a minute of it only makes the order of eviction a bit worse).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import threading
 import time
-import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from depthcache.service.catalogue import Catalogue, SealedSegment
 from depthcache.service.metrics import ServiceMetrics
 from depthcache.service.refusals import RequestRefusedError
-from depthcache.service.staging import STAGING_NAME, sync_folder, write_durably
+from depthcache.service.roots import STATE_NAME, ServedRoot
 
-STATE_NAME = ".service"
-TRASH_PREFIX = "trash-"
+_PINS = "pins.json"
+_LAST_USED = "last_used.json"
 
 log = logging.getLogger("depthcache.service")
 _Document = TypeVar("_Document", list[str], dict[str, float])
@@ -75,11 +71,10 @@ class LifeCycle:
         self.size_cap_bytes = size_cap_bytes
         self._catalogue = catalogue
         self._metrics = metrics
-        self._state = catalogue.root / STATE_NAME
-        self._staging = catalogue.root / STAGING_NAME
+        self._root = catalogue.root
         self._lock = threading.Lock()
-        self._pins: set[str] = set(_read_json(self._state / "pins.json", list))
-        self._last_used: dict[str, float] = dict(_read_json(self._state / "last_used.json", dict))
+        self._pins: set[str] = set(_read_json(self._root, _PINS, list))
+        self._last_used: dict[str, float] = dict(_read_json(self._root, _LAST_USED, dict))
 
     def touch(self, cache: str, segment_id: str) -> None:
         """Record that a segment was read."""
@@ -97,16 +92,14 @@ class LifeCycle:
         """Pin or unpin a segment; durable when it returns."""
         with self._lock:
             pins = self._pins | {_key(segment)} if pinned else self._pins - {_key(segment)}
-            self._state.mkdir(exist_ok=True)
-            write_durably(self._state / "pins.json", json.dumps(sorted(pins)).encode())
+            self._root.write_state(_PINS, json.dumps(sorted(pins)).encode())
             self._pins = pins
 
     def save_last_used(self) -> None:
         """Write the times of use, without those of segments that are gone."""
         stored = {_key(segment) for segment in self._catalogue.all_segments()}
         times = {key: at for key, at in list(self._last_used.items()) if key in stored}
-        self._state.mkdir(exist_ok=True)
-        write_durably(self._state / "last_used.json", json.dumps(times).encode())
+        self._root.write_state(_LAST_USED, json.dumps(times).encode())
 
     def make_room(self, num_bytes: int, *, keep: Collection[str] = ()) -> list[str]:
         """Evict until `num_bytes` more fit under the cap.
@@ -144,7 +137,7 @@ class LifeCycle:
                     "beside what is pinned; unpin segments or raise the cap",
                 )
             for key in victims:
-                self._remove(segments[key])
+                self._root.remove(segments[key].prefix)
             if victims:
                 self._catalogue.refresh(force=True)
                 self._metrics.evicted.inc(len(victims))
@@ -160,29 +153,22 @@ class LifeCycle:
         with self._lock:
             if _key(segment) in self._pins:
                 raise RequestRefusedError(409, "pinned", "the segment is pinned; unpin it first")
-            self._remove(segment)
+            self._root.remove(segment.prefix)
             self._catalogue.refresh(force=True)
-
-    def _remove(self, segment: SealedSegment) -> None:
-        # One rename makes it invisible; a crash afterwards leaves rubbish, never half a segment.
-        trash = self._staging / f"{TRASH_PREFIX}{uuid.uuid4().hex}"
-        self._staging.mkdir(exist_ok=True)
-        os.replace(segment.folder, trash)  # noqa: PTH105  (pathlib's replace hides the folder case)
-        sync_folder(segment.folder.parent)
-        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _key(segment: SealedSegment) -> str:
     return f"{segment.cache}/{segment.segment_id}"
 
 
-def _read_json(path: Path, kind: type[_Document]) -> _Document:
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
+def _read_json(root: ServedRoot, name: str, kind: type[_Document]) -> _Document:
+    text = root.read_state(name)
+    if text is None:
         return kind()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable JSON; restore or delete it: {error}") from error
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{STATE_NAME}/{name} is no JSON; restore or delete it") from error
     if not isinstance(document, kind):
-        raise ValueError(f"{path} must hold a JSON {kind.__name__}; restore or delete it")
+        raise ValueError(f"{STATE_NAME}/{name} must hold a {kind.__name__}; restore or delete it")
     return document

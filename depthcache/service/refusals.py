@@ -31,3 +31,10 @@ class RequestRefusedError(Exception):
     def document(self) -> dict[str, str]:
         """The JSON body of the answer."""
         return {"error": self.code, "detail": self.detail}
+
+
+def storage_unreachable(error: Exception) -> RequestRefusedError:
+    """The answer while the bucket behind the service does not answer."""
+    return RequestRefusedError(
+        503, "storage-unreachable", f"the bucket does not answer: {error}", {"Retry-After": "5"}
+    )

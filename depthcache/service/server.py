@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import ipaddress
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Literal
 
 from depthcache.service.access import Scope, load_tokens
 from depthcache.service.gate import RequestLimits
+from depthcache.service.roots import STATE_NAME, BucketRoot, LocalRoot, ServedRoot
 
 DEFAULT_PORT = 8787
 _SHUTDOWN_SECONDS = 30
@@ -36,11 +38,12 @@ def serve(
     tls_key: str | Path | None = None,
     request_rate: float = 0.0,
     max_concurrent_uploads: int = 8,
+    work: str | Path | None = None,
 ) -> None:
     """Serve a cache root until SIGTERM or SIGINT; requests under way are finished first.
 
     Args:
-        root: a local folder; it is made when absent.
+        root: a local folder, made when absent, or an s3:// or gs:// address.
         host: address to listen on; only this machine can reach the default.
         port: TCP port; 0 lets the system choose (the log names it).
         tokens_file: TOML file of tokens, see `access.py`; DEPTHCACHE_TOKENS adds more.
@@ -51,6 +54,8 @@ def serve(
         tls_key: its private key, PEM.
         request_rate: requests a second for each client, 0 = no limit.
         max_concurrent_uploads: object bodies received at a time.
+        work: folder for uploads to a bucket while they are under way; None chooses one in the
+            user's cache folder. Keep it: it lets uploads go on after a restart.
 
     Raises:
         ValueError: a setting is not usable; the message names it.
@@ -59,8 +64,8 @@ def serve(
     import uvicorn
 
     from depthcache.service.app import ServiceSettings, build_service
+    from depthcache.service.connections import GuardedProtocol
 
-    folder = _local_root(root)
     if read not in ("anonymous", "token"):
         raise ValueError(f"read must be 'anonymous' or 'token', got {read!r}")
     if (tls_cert is None) != (tls_key is None):
@@ -85,11 +90,15 @@ def serve(
         ),
         size_cap_bytes=size_cap_bytes,
     )
-    with _exclusive(folder):
+    served, lock_folder = _open_root(root, work)
+    with _exclusive(lock_folder, root):
         config = uvicorn.Config(
-            build_service(folder, settings),
+            build_service(served, settings),
             host=host,
             port=port,
+            loop="asyncio",  # uvloop saves nothing here, and lacks sendfile
+            http=GuardedProtocol,
+            ws="none",
             access_log=False,
             log_config=None,
             server_header=False,
@@ -118,16 +127,22 @@ def configure_logging() -> None:
     access.propagate = False
 
 
-def _local_root(root: str | Path) -> Path:
+def _open_root(root: str | Path, work: str | Path | None) -> tuple[ServedRoot, Path]:
+    """The root, and the local folder whose lock keeps a second server away."""
     text = str(root)
+    if text.startswith(("s3://", "gs://")):
+        if work is None:
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            work = caches / "depthcache-service" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder = Path(work)
+        folder.mkdir(parents=True, exist_ok=True)
+        return BucketRoot(text, folder), folder
     if "://" in text and not text.startswith("file://"):
-        raise ValueError(
-            f"the service serves local folders, got {text}; mount the bucket, or point readers at "
-            "the bucket itself: they need no service to read it"
-        )
+        raise ValueError(f"a folder, s3:// or gs:// address can be served, not {text}")
     folder = Path(text.removeprefix("file://"))
     folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()
+    folder = folder.resolve()
+    return LocalRoot(folder), folder / STATE_NAME
 
 
 def _is_loopback(host: str) -> bool:
@@ -138,11 +153,10 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
+def _exclusive(folder: Path, root: str | Path) -> Iterator[None]:
     """Keep a second server from the same root: both would evict and publish."""
-    state = root / ".service"
-    state.mkdir(exist_ok=True)
-    descriptor = os.open(state / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

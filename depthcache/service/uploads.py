@@ -1,13 +1,14 @@
 """Uploads: staged on disk, resumable object by object, validated whole, published by one rename.
 
-An upload lives in `ROOT/.staging/upload-<id>/`, where the id is a hash of what is uploaded, so a
-client that begins the same upload again finds it:
+An upload lives in `.staging/upload-<id>/` of the root (of the work folder where the root is a
+bucket). The id is a hash of what is uploaded, so a client that begins it again finds it:
 
     upload.json        cache, segment id, time of beginning
     fingerprint.json   exact bytes of the cache's fingerprint
     sealed.json        exact bytes of the segment's manifest
     parts/<object>     objects received in part; the size of the file is the offset to go on from
     segment/<object>   objects received and checked against the manifest
+    publishing         exists while the segment is copied to a bucket
 
 No state is held in memory but locks: a killed server goes on where the files are.
 """
@@ -28,11 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depthcache.errors import DepthCacheError
+from depthcache.errors import CacheNotFoundError, DepthCacheError
 from depthcache.service.catalogue import Catalogue
-from depthcache.service.lifecycle import TRASH_PREFIX, LifeCycle
+from depthcache.service.lifecycle import LifeCycle
 from depthcache.service.metrics import ServiceMetrics
 from depthcache.service.refusals import RequestRefusedError
+from depthcache.service.roots import TRASH_PREFIX
 from depthcache.service.segment_layout import (
     FINGERPRINT_NAME,
     SEALED_NAME,
@@ -44,15 +46,14 @@ from depthcache.service.segment_layout import (
     parse_seal,
 )
 from depthcache.service.staging import (
-    STAGING_NAME,
     storage_refusal,
     sync_folder,
-    sync_tree,
     write_durably,
 )
 
 UPLOAD_PREFIX = "upload-"
 _FRESH_PREFIX = "new-"
+_PUBLISHING = "publishing"
 _WRITE_BYTES = 2**20
 
 log = logging.getLogger("depthcache.service")
@@ -100,7 +101,8 @@ class UploadStore:
         self._catalogue = catalogue
         self._life_cycle = life_cycle
         self._metrics = metrics
-        self._staging = catalogue.root / STAGING_NAME
+        self._root = catalogue.root
+        self._staging = self._root.staging
         self._publish_lock = threading.Lock()
         self._object_locks: dict[tuple[str, str], asyncio.Lock] = {}
 
@@ -139,7 +141,7 @@ class UploadStore:
     def _create(
         self, folder: Path, cache: str, segment_id: str, fingerprint: bytes, seal: bytes
     ) -> None:
-        self._staging.mkdir(exist_ok=True)
+        self._staging.mkdir(parents=True, exist_ok=True)
         fresh = self._staging / f"{_FRESH_PREFIX}{uuid.uuid4().hex}"
         fresh.mkdir()
         try:
@@ -322,16 +324,8 @@ class UploadStore:
             )
         num_bytes = sum(size for size, _ in upload.objects.values()) + len(seal)
         self._life_cycle.make_room(num_bytes)
-        sync_tree(folder)
-        cache_folder = self._catalogue.root / cache
-        segments = cache_folder / SEGMENTS_NAME
-        segments.mkdir(parents=True, exist_ok=True)
-        if not (cache_folder / FINGERPRINT_NAME).is_file():
-            write_durably(cache_folder / FINGERPRINT_NAME, fingerprint)
-        sync_folder(self._catalogue.root)
-        sync_folder(cache_folder)
-        folder.rename(segments / segment_id)
-        sync_folder(segments)
+        write_durably(upload.folder / _PUBLISHING, b"")
+        self._root.publish(folder, _prefix(cache, segment_id), fingerprint)
         self.discard(upload.upload_id)
         self._catalogue.refresh(force=True)
         self._metrics.published.inc()
@@ -341,6 +335,10 @@ class UploadStore:
     def discard(self, upload_id: str) -> None:
         """Remove an upload and all that was received of it."""
         folder = self._staging / f"{UPLOAD_PREFIX}{upload_id}"
+        if (folder / _PUBLISHING).exists():
+            record = json.loads((folder / "upload.json").read_bytes())
+            prefix = _prefix(record["cache"], record["segment"])
+            self._root.withdraw(folder / "segment", prefix)
         trash = self._staging / f"{TRASH_PREFIX}{uuid.uuid4().hex}"
         try:
             folder.rename(trash)
@@ -372,14 +370,13 @@ class UploadStore:
         return removed
 
     def _is_published(self, cache: str, segment_id: str, fingerprint: bytes, seal: bytes) -> bool:
-        cache_folder = self._catalogue.root / cache
-        known = _read_or_none(cache_folder / FINGERPRINT_NAME)
+        known = self._read_or_none(f"{cache}/{FINGERPRINT_NAME}")
         if known is not None and known != fingerprint:
             raise RequestRefusedError(
                 409, "other-fingerprint", f"{cache} has other bytes in its fingerprint.json"
             )
-        segment = cache_folder / SEGMENTS_NAME / segment_id
-        published = _read_or_none(segment / SEALED_NAME)
+        prefix = _prefix(cache, segment_id)
+        published = self._read_or_none(f"{prefix}/{SEALED_NAME}")
         if published == seal:
             return True
         if published is not None:
@@ -389,7 +386,7 @@ class UploadStore:
                 "other-content",
                 f"{cache}/{segment_id} is published with another content; segments never change",
             )
-        if segment.exists():
+        if self._root.has_unsealed(prefix):
             raise RequestRefusedError(
                 409,
                 "being-written",
@@ -404,11 +401,22 @@ class UploadStore:
             raise RequestRefusedError(
                 507, "size-cap", f"the segment has {num_bytes} bytes, the service's cap is {cap}"
             )
-        free = shutil.disk_usage(self._catalogue.root).free
+        self._staging.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._staging).free
         if num_bytes > free:
             raise RequestRefusedError(
                 507, "disk-full", f"the segment has {num_bytes} bytes, the disk has {free} free"
             )
+
+    def _read_or_none(self, path: str) -> bytes | None:
+        try:
+            return self._root.store.get(path)
+        except CacheNotFoundError:
+            return None
+
+
+def _prefix(cache: str, segment_id: str) -> str:
+    return f"{cache}/{SEGMENTS_NAME}/{segment_id}"
 
 
 def _check_begin(
@@ -456,13 +464,6 @@ def _file_size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _read_or_none(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _newest_change(folder: Path) -> float:

@@ -301,22 +301,30 @@ def collect(
 
 @app.command("serve")
 def serve_root(
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Cache root, local.")],
+    root: Annotated[
+        str, typer.Argument(metavar="ROOT", help="Cache root: folder, s3:// or gs:// address.")
+    ],
     host: Annotated[str, typer.Option(help="Only this machine reaches the default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8787,
     tokens_file: Annotated[Path | None, typer.Option(help="TOML file of named tokens.")] = None,
     read_access: Annotated[
         str, typer.Option("--read", help="anonymous or token; writing always needs a token.")
     ] = "anonymous",
+    max_bytes: Annotated[
+        int, typer.Option(min=2**16, help="Largest body of one upload request.")
+    ] = 64 * 2**20,
     size_cap_bytes: Annotated[
-        int | None, typer.Option(help="Evict unpinned segments beyond this size.")
+        int | None, typer.Option(min=0, help="Evict unpinned segments beyond this size.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     request_rate: Annotated[
-        float, typer.Option(help="Requests a second and client; 0: any.")
+        float, typer.Option(min=0, help="Requests a second and client; 0: any.")
     ] = 0.0,
     max_concurrent_uploads: Annotated[int, typer.Option(min=1)] = 8,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for uploads under way, where ROOT is a bucket.")
+    ] = None,
 ) -> None:
     """Serve a cache root to other machines until interrupted."""
     from depthcache.service.server import serve
@@ -327,18 +335,23 @@ def serve_root(
     }
     if read_access not in read_policies:
         raise UsageError(f"--read takes anonymous or token, got {read_access!r}")
-    serve(
-        root,
-        host=host,
-        port=port,
-        tokens_file=tokens_file,
-        read=read_policies[read_access],
-        size_cap_bytes=size_cap_bytes,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        request_rate=request_rate,
-        max_concurrent_uploads=max_concurrent_uploads,
-    )
+    try:
+        serve(
+            root,
+            host=host,
+            port=port,
+            tokens_file=tokens_file,
+            read=read_policies[read_access],
+            max_bytes=max_bytes,
+            size_cap_bytes=size_cap_bytes,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            request_rate=request_rate,
+            max_concurrent_uploads=max_concurrent_uploads,
+            work=work,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _fields(value: object) -> Any:

@@ -32,7 +32,12 @@ def compute_depth(
         str | None,
         typer.Option("--model", help="Hub id, local folder in HuggingFace format, or demo-dpt."),
     ] = None,
-    cache: Annotated[str | None, typer.Option("--cache", help="Cache root.")] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache", help="Cache root: folder, bucket, or the URL of a service to share with."
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
@@ -76,8 +81,12 @@ def compute_depth(
         }
         if dry_run:
             from depthcache.precompute import plan_depth
+            from pipeline.service_cache import is_service, local_root_of
 
             given = {key: value for key, value in options.items() if value is not None}
+            if is_service(root):
+                given["upstreams"] = (root, *given.get("upstreams", ()))
+                root = local_root_of(root.rstrip("/"))
             plan = to_jsonable(plan_depth(files, chosen_model, root, **given))
         else:
             from pipeline.stages import compute_depth_maps

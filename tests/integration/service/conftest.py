@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -32,13 +35,16 @@ SCOPES = {"reader": "read", "writer": "write", "admin": "admin"}
 class ServiceProcess:
     """One server; `log` holds what it wrote to stderr."""
 
-    def __init__(self, root: Path, log: Path, preamble: str = "", **settings: object) -> None:
+    def __init__(self, root: Path | str, log: Path, preamble: str = "", **settings: object) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.root = root
         self.log = log
-        self.url = f"http://127.0.0.1:{self.port}"
+        scheme = "https" if "tls_cert" in settings else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
+        # A certificate made for a test is its own authority.
+        self._authority = settings.get("tls_cert")
         self._settings = settings
         self._preamble = preamble
         self.process: subprocess.Popen[bytes] | None = None
@@ -59,16 +65,37 @@ class ServiceProcess:
                 stderr=log,
                 env={**os.environ, "DEPTHCACHE_TOKENS": tokens},
             )
-        deadline = time.monotonic() + 60
-        while True:
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _wait_until_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
-            try:
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline, self.log.read_text()
+            if self._is_ready():
+                return
             time.sleep(0.05)
+        raise AssertionError(f"not ready after 120 seconds: {self.log.read_text()}")
+
+    def _is_ready(self) -> bool:
+        if self._authority is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        else:
+            context = ssl.create_default_context(cafile=str(self._authority))
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=10, context=context
+            )
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/readyz")
+                return connection.getresponse().status == 200
+            except (OSError, http.client.HTTPException):
+                return False
 
     def kill(self) -> None:
         assert self.process is not None
@@ -98,7 +125,7 @@ def start_service(
     """Start a server over a root; it is stopped at the end of the module."""
     started: list[ServiceProcess] = []
 
-    def start(root: Path, preamble: str = "", **settings: object) -> ServiceProcess:
+    def start(root: Path | str, preamble: str = "", **settings: object) -> ServiceProcess:
         log = tmp_path_factory.mktemp("service-log") / "stderr.txt"
         service = ServiceProcess(root, log, preamble, **settings).start()
         started.append(service)
