@@ -343,6 +343,11 @@ def measure_kills(folder: Path, num_kills: int) -> dict[str, Any]:
         pusher.join(timeout=120)
         copied = {p: (remote / p).read_bytes() for p in expected if (remote / p).is_file()}
         completed += copied == expected
+        print(
+            f"{killed}: step {step}, half published {half_published}, completed {completed}",
+            file=sys.stderr,
+            flush=True,
+        )
         process.terminate()
         process.wait()
         step += 3
