@@ -86,6 +86,10 @@ class LocalStore:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            reason = f"{error.strerror}; once there is room, the same command resumes"
+            raise OSError(error.errno, reason, str(target)) from error
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

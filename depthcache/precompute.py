@@ -397,7 +397,8 @@ class _Contents:
 def _read_images(images: Sequence[Path]) -> _Contents:
     contents = _Contents()
     unreadable: dict[str, str] = {}
-    paths = list(dict.fromkeys(Path(p) for p in images))
+    # Those given are kept: a copy of each would take 380 bytes.
+    paths = list(dict.fromkeys(p if isinstance(p, Path) else Path(p) for p in images))
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         for start in range(0, len(paths), _FILES_AT_ONCE):
             some = paths[start : start + _FILES_AT_ONCE]
