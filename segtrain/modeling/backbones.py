@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from segtrain.modeling.winograd import convolve_3x3, is_plain_3x3
+
 _RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _SWIN = {
     "tiny": {
@@ -184,8 +186,19 @@ class FoldedConv2d(Conv2d):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight = self.weight * scale[:, None, None, None]
         bias = norm.bias - norm.running_mean * scale
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if is_plain_3x3(self):
+            x = convolve_3x3(x, weight, bias)
+        else:
+            x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
+
+
+class PyramidConv2d(Conv2d):
+    """A 3×3 output convolution of the pyramid, by the faster way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        return convolve_3x3(x, self.weight, self.bias)
 
 
 class DeformableConv2d(nn.Module):
@@ -268,9 +281,12 @@ class TimmBody(Backbone):
 
 
 def _pyramid(body: Backbone, in_features: list[str], out_channels: int) -> Backbone:
-    return FPN(
+    pyramid = FPN(
         bottom_up=body,
         in_features=in_features,
         out_channels=out_channels,
         top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
     )
+    for convolution in pyramid.output_convs:
+        convolution.__class__ = PyramidConv2d
+    return pyramid

@@ -19,6 +19,7 @@ from torchvision.ops import batched_nms
 
 from segtrain.modeling.fcos_losses import Quality
 from segtrain.modeling.fcos_targets import STRIDES, level_locations
+from segtrain.modeling.winograd import Conv3x3
 
 
 @dataclass(kw_only=True)
@@ -72,7 +73,7 @@ class FCOSHead(nn.Module):
         groups = max(channels // 8, 1)  # 32 groups of 8 at the published width
         self.cls_tower = _tower(channels, depth, groups)
         self.bbox_tower = _tower(channels, depth, groups)
-        self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.cls_logits = Conv3x3(channels, num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.ctrness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in STRIDES)
@@ -255,7 +256,7 @@ def _tower(channels: int, depth: int, groups: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv3x3(channels, channels, 3, padding=1),
             nn.GroupNorm(groups, channels),
             nn.ReLU(inplace=True),
         ]

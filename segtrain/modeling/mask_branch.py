@@ -9,6 +9,7 @@ from detectron2.layers import get_norm
 from torch import nn
 
 from segtrain.modeling.aligned_bilinear import aligned_bilinear
+from segtrain.modeling.winograd import Conv3x3
 
 
 class MaskBranch(nn.Module):
@@ -46,6 +47,6 @@ class MaskBranch(nn.Module):
 
 
 def _block(in_channels: int, channels: int, norm: str) -> nn.Sequential:
-    convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    convolution = Conv3x3(in_channels, channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, get_norm(norm, channels), nn.ReLU(inplace=True))

@@ -1,0 +1,378 @@
+"""Time and memory of the trainer beside a textbook BoxInst, in one run.
+
+Each side runs in a process of its own, because glibc reads its allocator's settings at start and
+because peak memory belongs to a process. The sides take turns, one repetition each, so that other
+load on the machine meets all of them; the figures are medians, the ratios medians of the ratios of
+neighbouring repetitions. CPU seconds beside them are less sensitive to other load than wall time.
+
+    python benchmarks/trainer_speed.py losses
+    python benchmarks/trainer_speed.py step --short-side 640
+    python benchmarks/trainer_speed.py distillation --short-side 640
+    python benchmarks/trainer_speed.py inference --short-side 640
+
+Without a subcommand all of them run at a small size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.process_settings import MALLOC_SETTINGS
+
+# glibc's allocator keeps what it has; the rule of the comparison that is called "tuned".
+TUNED = {**os.environ, **MALLOC_SETTINGS}
+DEFAULT = {name: value for name, value in os.environ.items() if name not in MALLOC_SETTINGS}
+SMALL, FULL = 256, 640
+LOSS_SHAPE = (64, 200, 272)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the compared programs: what it runs, and in which environment."""
+
+    name: str
+    task: str
+    environment: dict[str, str]
+
+
+COMPARISONS: dict[str, list[list[Side]]] = {
+    "losses": [
+        [
+            Side("textbook, projection + colour", "losses:textbook:coco", DEFAULT),
+            Side("ours, + depth", "losses:ours:coco", DEFAULT),
+        ],
+        [
+            Side("textbook, projection + colour, tuned", "losses:textbook:coco", TUNED),
+            Side("ours, + depth, tuned", "losses:ours:coco", TUNED),
+            Side("ours, + depth, tuned, boxes fill the map", "losses:ours:full", TUNED),
+        ],
+    ],
+    "step": [
+        [
+            Side("textbook BoxInst, fp32, tuned", "step:textbook", TUNED),
+            Side("ours + depth, fp32, tuned", "step:ours", TUNED),
+            Side("ours + depth, bf16, tuned", "step:ours:bf16", TUNED),
+        ],
+        [
+            Side("textbook BoxInst, fp32, default malloc", "step:textbook", DEFAULT),
+            Side("ours + depth, fp32, as the command runs it", "step:ours", TUNED),
+        ],
+    ],
+    "distillation": [
+        [
+            Side("ours + depth, without teacher", "step:ours", TUNED),
+            Side("ours + depth + teacher at 800/640", "step:ours:teacher", TUNED),
+        ]
+    ],
+    "inference": [
+        [
+            Side("textbook BoxInst, fp32, tuned", "inference:textbook", TUNED),
+            Side("ours, fp32, tuned", "inference:ours", TUNED),
+            Side("ours, bf16, tuned", "inference:ours:bf16", TUNED),
+        ]
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("comparison", nargs="?", choices=sorted(COMPARISONS))
+    parser.add_argument("--short-side", type=int, default=SMALL)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--group", type=int, help="only this group of sides, counted from 0")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        serve(arguments.worker, arguments.short_side)
+        return
+    names = [arguments.comparison] if arguments.comparison else list(COMPARISONS)
+    for name in names:
+        groups = COMPARISONS[name]
+        chosen = groups if arguments.group is None else [groups[arguments.group]]
+        for sides in chosen:
+            print(f"== {name}, short side {arguments.short_side}")
+            report(sides, compare(sides, arguments.short_side, arguments.rounds))
+
+
+def compare(sides: list[Side], short_side: int, rounds: int) -> list[dict[str, Any]]:
+    """Run all sides in turns.
+
+    Returns:
+        Per side: `seconds` and `cpu_seconds` of each repetition, `peak_mib` of the process and
+        `extra_mib` above what it held before its first repetition.
+    """
+    workers = [start_worker(side, short_side) for side in sides]
+    try:
+        measured: list[dict[str, Any]] = [{"seconds": [], "cpu_seconds": []} for _ in sides]
+        for repetition in range(rounds + 1):
+            for worker, result in zip(workers, measured, strict=True):
+                answer = ask(worker)
+                result |= {key: answer[key] for key in ("peak_mib", "extra_mib")}
+                if repetition == 0:  # warms caches up; its memory is that of a fresh process
+                    result["first_extra_mib"] = answer["extra_mib"]
+                    continue
+                for key in ("seconds", "cpu_seconds"):
+                    result[key].append(answer[key])
+        return measured
+    finally:
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.wait()
+
+
+def report(sides: list[Side], measured: list[dict[str, Any]]) -> None:
+    first = measured[0]
+    for side, result in zip(sides, measured, strict=True):
+        ratios = {
+            key: statistics.median(
+                own / other for own, other in zip(result[key], first[key], strict=True)
+            )
+            for key in ("seconds", "cpu_seconds")
+        }
+        print(
+            f"{side.name:45s} {statistics.median(result['seconds']):7.3f} s"
+            f" (x{ratios['seconds']:.3f}), {statistics.median(result['cpu_seconds']):7.3f} CPU s"
+            f" (x{ratios['cpu_seconds']:.3f}), peak {result['peak_mib']:6.0f} MiB"
+            f" (x{result['peak_mib'] / first['peak_mib']:.2f}), extra"
+            f" {result['first_extra_mib']:6.0f} MiB"
+            f" (x{result['first_extra_mib'] / max(first['first_extra_mib'], 1):.2f})",
+            flush=True,
+        )
+
+
+def start_worker(side: Side, short_side: int) -> subprocess.Popen[str]:
+    command = [
+        *(sys.executable, "-W", "ignore", __file__),
+        *("--worker", side.task, "--short-side", str(short_side)),
+    ]
+    worker = subprocess.Popen(
+        command, env=side.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdout is not None
+    if worker.stdout.readline().strip() != "ready":
+        raise SystemExit(f"{' '.join(command)} did not start")
+    return worker
+
+
+def ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("run\n")
+    worker.stdin.flush()
+    answer: dict[str, Any] = json.loads(worker.stdout.readline())
+    return answer
+
+
+# --- The measured programs, each in its own process ------------------------------------------
+
+
+def serve(task: str, short_side: int) -> None:
+    """Build the task, then run it once for each line of input."""
+    kind, *options = task.split(":")
+    run = {"losses": build_losses, "step": build_step, "inference": build_inference}[kind](
+        short_side, options
+    )
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        before = memory_mib("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        started, cpu_started = time.perf_counter(), time.process_time()
+        run()
+        answer = {
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - cpu_started,
+            "peak_mib": memory_mib("VmHWM"),
+            "extra_mib": memory_mib("VmHWM") - before,
+        }
+        print(json.dumps(answer), flush=True)
+
+
+def memory_mib(field: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def make_boxes(count: int, size: tuple[int, int], seed: int = 0) -> Any:
+    """Boxes whose sides spread as COCO's do: half of them below a quarter of the image's side."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    share = 0.06 + 0.84 * torch.rand(count, 2, generator=generator) ** 2
+    sides = share * torch.tensor([width, height])
+    corners = torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) - sides)
+    return torch.cat((corners, corners + sides - 1), dim=1)
+
+
+def make_batch(short_side: int, num_boxes: tuple[int, ...] = (8, 7)) -> list[dict[str, Any]]:
+    """Two images of smooth blotches with noise, their boxes and depth."""
+    import torch
+    from detectron2.structures import Boxes, Instances
+    from torch.nn import functional as F
+
+    size = (short_side, int(short_side * 4 / 3))
+    batch = []
+    for index, count in enumerate(num_boxes):
+        generator = torch.Generator().manual_seed(index)
+        blotches = F.interpolate(
+            torch.rand(1, 4, 12, 16, generator=generator) * 255, size=size, mode="bicubic"
+        )[0]
+        noise = 6 * torch.randn(3, *size, generator=generator)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(make_boxes(count, size, index))
+        instances.gt_classes = torch.randint(0, 80, (count,), generator=generator)
+        batch.append(
+            {
+                "image": (blotches[:3] + noise).clamp(0, 255).byte(),
+                "height": size[0],
+                "width": size[1],
+                "instances": instances,
+                "inverse_depth_255": blotches[3].clamp(0, 255),
+            }
+        )
+    return batch
+
+
+def build_losses(_short_side: int, options: list[str]) -> Callable[[], None]:
+    """Losses of 64 masks of two images, forward and backward."""
+    import torch
+
+    program, boxes_kind = options
+    num_instances, height, width = LOSS_SHAPE
+    torch.manual_seed(0)
+    logits = (2 * torch.randn(num_instances, height, width)).requires_grad_()
+    similarity = torch.rand(2, 8, height, width) ** 0.7
+    depth_similarity = torch.rand(2, 8, height, width) ** 0.7
+    images = torch.arange(num_instances) // (num_instances // 2)
+    boxes = make_boxes(num_instances, (4 * height, 4 * width))
+    if boxes_kind == "full":
+        boxes = torch.tensor([[0, 0, 4 * width - 1, 4 * height - 1]]).expand(num_instances, 4)
+    if program == "textbook":
+        import textbook_boxinst
+
+        bitmasks = textbook_boxinst.draw_boxes(boxes, (4 * height, 4 * width))[:, None, 2::4, 2::4]
+
+        def run() -> None:
+            logits.grad = None
+            losses = textbook_boxinst.mask_losses(
+                logits[:, None], similarity[images], bitmasks.float()
+            )
+            sum(losses.values()).backward()
+
+        return run
+
+    from segtrain.modeling.box_bitmasks import filled_pixels, mask_grid_extents
+    from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
+    from segtrain.modeling.projection_loss import projection_loss
+
+    extents = mask_grid_extents(filled_pixels(boxes.float(), (4 * height, 4 * width)))
+
+    def run_ours() -> None:
+        logits.grad = None
+        edges = [
+            edges_from_similarity(similarity, 0.3),
+            edges_from_similarity(depth_similarity, 0.5),
+        ]
+        color, depth = pairwise_losses(logits, edges, images, [extents, extents])
+        (projection_loss(logits, extents) + color + depth).backward()
+
+    return run_ours
+
+
+def build_model(program: str, **settings: Any) -> Any:
+    """The textbook's or the trainer's model with the same weights where they have the same."""
+    import torch
+
+    torch.manual_seed(0)
+    if program == "textbook":
+        from textbook_boxinst import TextbookBoxInst
+
+        model: Any = TextbookBoxInst(score_threshold=settings.get("score_threshold", 0.05))
+    else:
+        from segtrain.modeling.backbones import build_resnet_fpn
+        from segtrain.modeling.build import build_condinst
+
+        model = build_condinst(backbone=build_resnet_fpn(50), num_classes=80, **settings)
+    state = model.state_dict()
+    generator = torch.Generator().manual_seed(1)
+    for name, value in state.items():
+        if name.endswith("conv3.norm.weight"):
+            value.fill_(0.3)  # else random residual blocks double the activations each time
+        elif name.endswith("weight") and value.ndim == 4 and "controller" not in name:
+            fan_in = value[0].numel()
+            value.copy_(torch.randn(value.shape, generator=generator) * (2 / fan_in) ** 0.5)
+    return model
+
+
+def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
+    """A whole training step: losses, gradients, SGD."""
+    import torch
+
+    from segtrain.modeling.distillation import DistillationSettings, update_teacher
+    from segtrain.training import make_teacher
+
+    program = options[0]
+    batch = make_batch(short_side)
+    settings: dict[str, Any] = {}
+    if program == "ours":
+        settings = {"depth_layer": True, "consistency": True}
+    if "teacher" in options:
+        settings["distillation"] = DistillationSettings()
+    model = build_model(program, **settings).train()
+    teacher = None
+    if "teacher" in options:
+        teacher = make_teacher(model)
+        model.attach_teacher(teacher)
+        larger = make_batch(short_side * 800 // FULL)
+        for entry, view in zip(batch, larger, strict=True):
+            entry["teacher_image"] = view["image"]
+    if program == "ours":
+        model.set_iteration(20_000)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=1e-5, momentum=0.9, weight_decay=1e-4)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled="bf16" in options)
+
+    def run() -> None:
+        with autocast:
+            losses = model(batch)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if teacher is not None:
+            update_teacher(teacher, model)
+
+    return run
+
+
+def build_inference(short_side: int, options: list[str]) -> Callable[[], None]:
+    """Detection of one image with 100 masks of the original size."""
+    import torch
+
+    model = build_model(options[0], score_threshold=0.0).eval()
+    batch = make_batch(short_side)[:1]
+    batch[0] |= {"height": 480, "width": 640}
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled="bf16" in options)
+
+    def run() -> None:
+        with torch.inference_mode(), autocast:
+            model(batch)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""3×3 convolutions with a quarter of the multiplications, for CPUs.
+
+Winograd's F(4×4, 3×3): overlapping 6×6 tiles of the input and the kernels are transformed, 36
+matrix products replace the convolution, and 4×4 tiles of the output are transformed back. Source:
+Lavin and Gray, arXiv 1509.09308. Rounding grows from 1e-6 to 3e-6 of the output's deviation.
+cuDNN does the same on GPUs, where this file therefore leaves the work to it.
+
+Shape legend: N images, C input and O output channels, H×W cells, T tiles, 36 = 6·6 frequencies.
+Maps are in channels-last memory, so that every copy and product runs along channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+TILE = 4
+_WINDOW = TILE + 2
+_INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_KERNEL = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+# The output transform turns this frequency into ones everywhere: a bias added there is added to
+# every output.
+_CONSTANT_FREQUENCY = 7
+# Tiles at once: the buffers of a chunk then stay in the cache.
+_TILES_PER_CHUNK = 256
+# Below these the transforms cost more than the products save (docs/performance.md).
+_MIN_TILES = 128
+_MIN_CHANNELS = 80
+
+
+def _both_axes(matrix: tuple[tuple[float, ...], ...]) -> torch.Tensor:
+    """The transform of rows and columns together, as one matrix."""
+    wide = torch.tensor(matrix, dtype=torch.float64)
+    return torch.kron(wide, wide).float()
+
+
+_INPUT_36X36, _KERNEL_36X9, _OUTPUT_16X36 = map(_both_axes, (_INPUT, _KERNEL, _OUTPUT))
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3×3 convolution of stride 1 and padding 1, by the faster way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        return convolve_3x3(x, self.weight, self.bias)
+
+
+def convolve_3x3(
+    x_NCHW: torch.Tensor, weight_OC33: torch.Tensor, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Convolve with stride 1 and padding 1; by Winograd's way where that is faster.
+
+    Returns:
+        (N, O, H, W).
+    """
+    if not is_faster_by_tiles(x_NCHW, weight_OC33):
+        return F.conv2d(x_NCHW, weight_OC33, bias_O, padding=1)
+    output: torch.Tensor = _TiledConvolution.apply(x_NCHW, weight_OC33, bias_O)
+    return output
+
+
+def is_faster_by_tiles(x_NCHW: torch.Tensor, weight_OC33: torch.Tensor) -> bool:
+    """Whether this is a float32 convolution on a CPU, with enough tiles and channels."""
+    if (
+        x_NCHW.device.type != "cpu"
+        or x_NCHW.dtype != torch.float32
+        or weight_OC33.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or torch.onnx.is_in_onnx_export()
+        or torch.compiler.is_compiling()
+    ):
+        return False
+    num_images, channels, height, width = x_NCHW.shape
+    num_tiles = num_images * _num_tiles(height) * _num_tiles(width)
+    return num_tiles >= _MIN_TILES and min(channels, len(weight_OC33)) >= _MIN_CHANNELS
+
+
+def is_plain_3x3(convolution: nn.Conv2d) -> bool:
+    """Whether a layer is what `convolve_3x3` computes."""
+    return (
+        convolution.kernel_size == (3, 3)
+        and convolution.stride == (1, 1)
+        and convolution.padding == (1, 1)
+        and convolution.dilation == (1, 1)
+        and convolution.groups == 1
+    )
+
+
+class _TiledConvolution(torch.autograd.Function):
+    """Keeps input and weight only; the backward pass transforms them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve_tiles(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grad_outputs
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _convolve_tiles(grad, weight.flip(2, 3).transpose(0, 1), None) if needs_x else None,
+            _weight_gradient(x, grad) if needs_weight else None,
+            grad.sum((0, 2, 3)) if needs_bias else None,
+        )
+
+
+def _convolve_tiles(
+    x_NCHW: torch.Tensor, weight_OC33: torch.Tensor, bias_O: torch.Tensor | None
+) -> torch.Tensor:
+    num_images, channels, height, width = x_NCHW.shape
+    outputs = len(weight_OC33)
+    kernels_36CO = (_KERNEL_36X9 @ weight_OC33.permute(2, 3, 1, 0).reshape(9, -1)).view(
+        -1, channels, outputs
+    )
+    columns = _num_tiles(width)
+    result = torch.empty(
+        (num_images, outputs, TILE * _num_tiles(height), TILE * columns),
+        dtype=x_NCHW.dtype,
+        memory_format=torch.channels_last,
+    )
+    result_NHWO = result.permute(0, 2, 3, 1)
+    for image, rows, tiles_36 in _input_tiles(x_NCHW):
+        products = torch.bmm((_INPUT_36X36 @ tiles_36).view(36, -1, channels), kernels_36CO)
+        if bias_O is not None:
+            products[_CONSTANT_FREQUENCY] += bias_O
+        tiles = (_OUTPUT_16X36 @ products.view(36, -1)).view(TILE, TILE, -1, columns, outputs)
+        result_NHWO[image, TILE * rows.start : TILE * rows.stop].view(
+            -1, TILE, columns, TILE, outputs
+        ).copy_(tiles.permute(2, 0, 3, 1, 4))
+    if result.shape[2:] == (height, width):
+        return result  # not a view: the layer that follows may change it in place
+    return result[:, :, :height, :width].clone(memory_format=torch.channels_last)
+
+
+def _weight_gradient(x_NCHW: torch.Tensor, grad_NOHW: torch.Tensor) -> torch.Tensor:
+    channels, outputs = x_NCHW.shape[1], grad_NOHW.shape[1]
+    height, width = grad_NOHW.shape[2:]
+    columns = _num_tiles(width)
+    grad_NHWO = F.pad(
+        grad_NOHW.permute(0, 2, 3, 1),
+        (0, 0, 0, TILE * columns - width, 0, TILE * _num_tiles(height) - height),
+    )
+    kernels_36CO = x_NCHW.new_zeros(36, channels, outputs)
+    for image, rows, tiles_36 in _input_tiles(x_NCHW):
+        inputs = (_INPUT_36X36 @ tiles_36).view(36, -1, channels)
+        grads_16 = (
+            grad_NHWO[image, TILE * rows.start : TILE * rows.stop]
+            .view(-1, TILE, columns, TILE, outputs)
+            .permute(1, 3, 0, 2, 4)
+            .reshape(TILE * TILE, -1)
+        )
+        grads = (_OUTPUT_16X36.T @ grads_16).view(36, -1, outputs)
+        kernels_36CO.baddbmm_(inputs.transpose(1, 2), grads)
+    weight_9CO = _KERNEL_36X9.T @ kernels_36CO.view(36, -1)
+    return weight_9CO.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
+
+
+def _input_tiles(x_NCHW: torch.Tensor) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """Yield (image, rows of tiles, their overlapping 6×6 windows as (36, T · C))."""
+    num_images, channels, height, width = x_NCHW.shape
+    rows, columns = _num_tiles(height), _num_tiles(width)
+    padded_NHWC = F.pad(
+        x_NCHW.permute(0, 2, 3, 1),
+        (0, 0, 1, TILE * columns + 1 - width, 1, TILE * rows + 1 - height),
+    )
+    step = max(_TILES_PER_CHUNK // columns, 1)
+    row_stride, column_stride = padded_NHWC.stride()[1:3]
+    for image in range(num_images):
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            windows = padded_NHWC[image, TILE * start :].as_strided(
+                (_WINDOW, _WINDOW, stop - start, columns, channels),
+                (row_stride, column_stride, TILE * row_stride, TILE * column_stride, 1),
+            )
+            yield image, slice(start, stop), windows.reshape(_WINDOW * _WINDOW, -1)
+
+
+def _num_tiles(size: int) -> int:
+    return -(-size // TILE)

@@ -1,0 +1,55 @@
+"""Tiled convolutions equal ordinary ones, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from segtrain.modeling.winograd import convolve_3x3, is_faster_by_tiles
+
+# Whole tiles, and a last row and column of tiles that reach outside the map.
+SIZES = [(32, 64), (45, 47)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_values_and_gradients_equal_those_of_float64(size: tuple[int, int], has_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 96, *size, generator=generator).requires_grad_()
+    weight = (torch.randn(80, 96, 3, 3, generator=generator) / 30).requires_grad_()
+    bias = torch.randn(80, generator=generator).requires_grad_() if has_bias else None
+    assert is_faster_by_tiles(x, weight)
+    upstream = torch.randn(2, 80, *size, generator=generator)
+
+    # In place, as the layers of the network do it.
+    F.relu_(convolve_3x3(x, weight, bias)).backward(upstream)
+
+    leaves = [leaf for leaf in (x, weight, bias) if leaf is not None]
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = F.conv2d(wide[0], wide[1], wide[2] if has_bias else None, padding=1)
+    actual = convolve_3x3(x, weight, bias)
+    # Where both sides agree on the sign, so that a rounding at 0 does not decide the gradient.
+    assert ((actual > 0) == (expected > 0)).float().mean() > 0.9999
+    expected.backward(upstream.double() * (actual > 0))
+    assert relative_error(actual, expected) < 1e-4
+    for leaf, own in zip(leaves, wide, strict=True):
+        assert leaf.grad is not None
+        assert own.grad is not None
+        assert relative_error(leaf.grad, own.grad) < 1e-4
+
+
+def test_small_maps_half_precision_and_autocast_take_the_ordinary_way() -> None:
+    weight = torch.zeros(96, 96, 3, 3)
+    large = torch.zeros(1, 96, 64, 64)
+    assert is_faster_by_tiles(large, weight)
+    assert not is_faster_by_tiles(torch.zeros(1, 96, 16, 16), weight)
+    assert not is_faster_by_tiles(large.bfloat16(), weight.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_faster_by_tiles(large, weight)
+        assert convolve_3x3(large, weight).dtype == torch.bfloat16
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    difference = (actual.double() - expected).detach()
+    return float(difference.abs().max() / expected.detach().std())
