@@ -259,7 +259,7 @@ def test_a_server_killed_at_any_step_publishes_nothing_by_halves_and_the_push_co
 def test_a_service_that_is_down_is_unreachable_in_the_end(
     local: Path, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depthcache.transfer._FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("depthcache.http_retries.FIRST_WAIT_SECONDS", 0.001)
     with pytest.raises(CacheUnreachableError, match="failed 8 times"):
         push_cache(local, "http://127.0.0.1:9", secrets["writer"])
 
