@@ -235,7 +235,9 @@ def test_full_disk_leaves_no_half_object_and_the_run_resumes(model, images, fini
     assert not list(tmp_path.rglob("*.tmp-*"))
     assert len(DepthCache.open(tmp_path)) == 0
     summary = precompute_depth(images, model, str(tmp_path), shard_rows=3, batch_size=1)
-    assert (summary.num_computed, summary.num_failed) == (6, 0)  # the small last shard fitted
+    # The last shard, of one map, fits; whether it was written before the run ended is chance.
+    assert summary.num_computed in (NUM_IMAGES - 1, NUM_IMAGES)
+    assert summary.num_failed == 0
     assert _objects(tmp_path) == _objects(finished)
 
 
