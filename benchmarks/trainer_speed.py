@@ -9,6 +9,7 @@ neighbouring repetitions. CPU seconds beside them are less sensitive to other lo
     python benchmarks/trainer_speed.py step --short-side 640
     python benchmarks/trainer_speed.py distillation --short-side 640
     python benchmarks/trainer_speed.py inference --short-side 640
+    python benchmarks/trainer_speed.py agreement   # same losses, boxes and masks on both sides
 
 Without a subcommand all of them run at a small size.
 """
@@ -87,7 +88,7 @@ COMPARISONS: dict[str, list[list[Side]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("comparison", nargs="?", choices=sorted(COMPARISONS))
+    parser.add_argument("comparison", nargs="?", choices=[*sorted(COMPARISONS), "agreement"])
     parser.add_argument("--short-side", type=int, default=SMALL)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--group", type=int, help="only this group of sides, counted from 0")
@@ -95,6 +96,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         serve(arguments.worker, arguments.short_side)
+        return
+    if arguments.comparison == "agreement":
+        check_agreement(arguments.short_side)
         return
     names = [arguments.comparison] if arguments.comparison else list(COMPARISONS)
     for name in names:
@@ -316,6 +320,34 @@ def build_model(program: str, **settings: Any) -> Any:
             fan_in = value[0].numel()
             value.copy_(torch.randn(value.shape, generator=generator) * (2 / fan_in) ** 0.5)
     return model
+
+
+def check_agreement(short_side: int) -> None:
+    """Both models with the same weights on the same images: losses, boxes and masks.
+
+    Raises:
+        AssertionError: a loss differs by 1e-4, a box by a tenth of a pixel, or a mask's IoU is
+            below 0.99.
+    """
+    import torch
+
+    textbook, ours = (build_model(p, score_threshold=0.0) for p in ("textbook", "ours"))
+    ours.load_state_dict(textbook.state_dict())
+    ours.set_iteration(20_000)
+    batch = make_batch(short_side)
+    expected, actual = textbook.train()(batch), ours.train()(batch)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5)
+        print(f"{name}: {value.item():.6f}, ours {actual[name].item():.6f}")
+    with torch.inference_mode():
+        theirs, found = textbook.eval()(batch[:1])[0], ours.eval()(batch[:1])[0]["instances"]
+    box_error = (theirs["boxes"] - found.pred_boxes.tensor).abs().max().item()
+    both = (theirs["masks"] & found.pred_masks).flatten(1).sum(1)
+    either = (theirs["masks"] | found.pred_masks).flatten(1).sum(1)
+    worst_iou = (both.clamp(min=1) / either.clamp(min=1)).min().item()
+    print(f"{len(found)} boxes differ by {box_error:.4f} px at most, mask IoU from {worst_iou:.4f}")
+    assert box_error < 0.1
+    assert worst_iou > 0.99
 
 
 def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
