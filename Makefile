@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: setup demo test check format bench wheel docs
+.PHONY: setup demo test check format bench wheel
 
 setup:
 	@PYTHON=$(PYTHON) scripts/setup
