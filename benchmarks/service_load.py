@@ -416,7 +416,7 @@ def nginx(root: Path, folder: Path) -> Iterator[int | None]:
     configuration.write_text(
         f"{user} daemon off; worker_processes 1; pid {folder}/nginx.pid; "
         f"error_log {folder}/nginx-error.log; events {{}} http {{ "
-        f"access_log {folder}/nginx-access.log; sendfile on; tcp_nopush on; "
+        f"access_log {folder}/nginx-access.log; sendfile on; tcp_nopush off; tcp_nodelay on; "
         f"keepalive_requests 1000000; "
         f"server {{ listen 127.0.0.1:{port}; root {root}; }} }}"
     )
