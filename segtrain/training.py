@@ -715,6 +715,8 @@ def average_batch_statistics(model: nn.Module) -> None:
     Without it each process's teacher would follow its own, and a resumed run the first one's.
     """
     num_processes = comm.get_world_size()
+    if num_processes == 1:
+        return
     buffers = [
         buffer
         for module in model.modules()
@@ -722,7 +724,7 @@ def average_batch_statistics(model: nn.Module) -> None:
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]
-    if num_processes == 1 or not buffers:
+    if not buffers:
         return
     flat = torch.cat([buffer.flatten().float() for buffer in buffers])
     torch.distributed.all_reduce(flat)
