@@ -42,6 +42,7 @@ from segtrain.data.loader import DataSettings, TrainLoaderSettings, iterate_batc
 from segtrain.data.mapper import TeacherView, TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler
 from segtrain.depth_source import DepthSettings, describe_fill_command, open_depth
+from segtrain.determinism import deterministic_algorithms
 from segtrain.errors import (
     CheckpointError,
     NonFiniteLossError,
@@ -66,6 +67,7 @@ FILL_RATIO_METRIC = "mask_box_fill_ratio"
 # Settings that a resumed run may change. They do not move the weights, but for rounding where the
 # number of processes changes: losses are normalised over all of them.
 _FREE_ON_RESUME = (
+    "deterministic",
     "device",
     "checkpoint_period",
     "keep_checkpoints",
@@ -101,6 +103,8 @@ class TrainSettings:
         batch_size: images per step, over all processes and accumulated parts.
         accumulation: parts that a process splits its images of a step into, to save memory.
         seed: of everything random.
+        deterministic: sum in a fixed order, so that the same seed gives the same bits on the same
+            machine with the same number of threads; on a GPU, False is faster.
         device: `auto`, `cpu` or `cuda`.
         precision: `fp32`, `bf16` or `fp16` of the forward pass; weights stay fp32.
         channels_last: memory format of weights and images.
@@ -124,6 +128,7 @@ class TrainSettings:
     batch_size: int = 16
     accumulation: int = 1
     seed: int = 0
+    deterministic: bool = True
     device: str = "auto"
     precision: str = "fp32"
     channels_last: bool = False
@@ -373,7 +378,8 @@ class Trainer:
         last_metrics: dict[str, float] = {}
         try:
             while self.iteration < self.settings.max_iter:
-                metrics = self.train_step(batches)
+                with deterministic_algorithms(self.device, enabled=self.settings.deterministic):
+                    metrics = self.train_step(batches)
                 self.window.add(metrics)
                 if self.on_progress is not None:
                     self.on_progress(self.iteration, self.settings.max_iter, metrics)

@@ -29,7 +29,7 @@ from detectron2.config import LazyConfig
 from segtrain.training import train_model
 
 config, run_dir, kill_after = sys.argv[1:]
-torch.set_num_threads(1)
+torch.set_num_threads(2)
 
 def kill_when_due(iteration, max_iter, metrics):
     if iteration == int(kill_after):
@@ -129,11 +129,14 @@ def train_and_die(tiny_config: Path) -> Callable[..., None]:
     return run
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums depend on how threads share them, so runs are compared with one thread each."""
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """As runs have them: equal bits must not need a single thread.
+
+    Their number must be the same in all runs that are compared: sums depend on it.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 

@@ -43,18 +43,17 @@ def _assert_same_runs(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, two_threads: None
+) -> Path:
     run_dir = tmp_path_factory.mktemp("whole")
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     train_model(LazyConfig.load(str(tiny_config)), run_dir, resume=True)
-    torch.set_num_threads(num_threads)
     return run_dir
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("two_threads")
 def test_killed_run_ends_as_the_uninterrupted_one(
     tmp_path: Path,
     train_and_die: Callable[..., None],
@@ -79,7 +78,7 @@ class _Interrupted(Exception):
     pass
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("two_threads")
 def test_run_interrupted_at_every_iteration_ends_as_the_uninterrupted_one(
     tmp_path: Path, uninterrupted: Path, load_tiny: Callable[..., Any]
 ) -> None:

@@ -29,7 +29,7 @@ def _weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("two_threads")
 def test_corrupt_masks_change_nothing(
     tmp_path: Path, load_tiny: Callable[..., Any], change_annotations: Callable[..., Path]
 ) -> None:
