@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depthcache import segment_format as fmt
+from depthcache.cpu_attention import use_bf16_attention
 from depthcache.errors import CacheMismatchError
 from depthcache.quantisation import DEFAULT_BITS, describe_encoding
 
@@ -138,8 +139,11 @@ def load_depth_model(
         },
         "encoding": encoding,
     }
+    network = network.to(device, dtype)
+    if precision == "bf16" and device == "cpu":
+        use_bf16_attention(network)
     return DepthModel(
-        network=network.to(device, dtype),
+        network=network,
         processor=processor,
         device=device,
         precision=precision,

@@ -129,6 +129,20 @@ def test_family_loads_and_gives_larger_for_nearer(family, folder_of):
         np.testing.assert_array_equal(inverse_depth, raw)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_on_a_cpu_stays_near_fp32(family, folder_of):
+    exact, rounded = (
+        load_depth_model(folder_of(family)),
+        load_depth_model(folder_of(family), precision="bf16"),
+    )
+    pixels = [exact.preprocess(_image(64, 96))]
+    (expected,), (actual,) = exact.predict(pixels), rounded.predict(pixels)
+    assert actual.dtype == np.float32
+    assert (
+        np.abs(actual - expected).max() <= 0.15 * np.ptp(expected) + 0.02 * np.abs(expected).max()
+    )
+
+
 def test_plain_dpt_detour_equals_the_models_own_forward_on_squares(folder_of):
     from depthcache.depth_models import _forward
 
