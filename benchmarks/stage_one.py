@@ -1,22 +1,21 @@
 """Stage one beside the bare forward pass and beside transformers' pipeline; its cost by size.
 
     python benchmarks/stage_one.py --images DIR
+    python benchmarks/stage_one.py --images DIR --large --num-images 6
     python benchmarks/stage_one.py --curve 100 1000 10000
 
-The model is a DPT of moderate size with random weights, the photos are real where DIR has some.
-All sides run in turn in every round on the same images; ratios are medians over the rounds, of the
-clock and of the processor time of all threads, which other programs on the machine do not change.
+The model is a DPT with random weights, the photos are real where DIR has some. Stage one and the
+bare pass run as the `pipeline depth` command runs them, with its allocator settings and in bf16;
+transformers' pipeline as a script gets it: fp32, one image at a time, the default allocator.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from taking_turns import DEFAULT, TUNED, Side, compare, ratio, report, serve
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor, pipeline
 
 from depthcache import image_key
@@ -58,81 +58,93 @@ print(json.dumps({
 """
 
 
+SIDES = [
+    Side("stage one", "stage", TUNED),
+    Side("bare forward pass", "forward", TUNED),
+    Side("transformers' pipeline, as a script gets it", "transformers", DEFAULT),
+    Side("the same, tuned allocator", "transformers", TUNED),
+]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, help="photos; without, pictures of noise")
     parser.add_argument("--num-images", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--precision", default="bf16", help="of ours and of the bare forward pass")
+    parser.add_argument("--precision", default="bf16", help="of stage one and of the bare pass")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--hidden-size", type=int, default=768, help="768 is a ViT-B")
+    parser.add_argument("--large", action="store_true", help="a ViT-L, as DPT-large; else a ViT-B")
     parser.add_argument("--curve", type=int, nargs="+", metavar="IMAGES", help="cost by size")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.worker:
+        serve(build_side(arguments.worker, arguments.folder, arguments))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.curve:
             result = measure_curve(folder, arguments.curve)
         else:
-            write_model(folder / "dpt", hidden_size=arguments.hidden_size, num_layers=12, side=384)
-            images = list_images(arguments.images, folder, arguments.num_images)
-            result = compare_sides(folder, images, arguments)
-            result["batch_rounding"] = compare_batches(folder / "dpt", images[:4])
-    print(json.dumps(result, indent=1))
+            result = compare_sides(folder, arguments)
+        print(json.dumps(result, indent=1))
 
 
-def compare_sides(folder: Path, images: Sequence[Path], settings: Any) -> dict[str, Any]:
-    """Milliseconds an image of the three sides, and how they compare."""
+def compare_sides(folder: Path, settings: Any) -> dict[str, Any]:
+    """How stage one stands to the other sides, by the clock and in processor time."""
+    hidden_size, num_layers = (1024, 24) if settings.large else (768, 12)
+    write_model(folder / "dpt", hidden_size=hidden_size, num_layers=num_layers, side=384)
+    if settings.images is None:
+        write_noise(folder / "images", settings.num_images, side=480)
+        settings.images = folder / "images"
+    options = [
+        *("--folder", str(folder), "--images", str(settings.images)),
+        *("--num-images", str(settings.num_images), "--batch-size", str(settings.batch_size)),
+        *("--precision", settings.precision, "--threads", str(settings.threads)),
+    ]
+    measured = compare(__file__, SIDES, options, settings.rounds)
+    print(f"seconds for {settings.num_images} images", flush=True)
+    report(SIDES, measured)
+    names = ["of_forward_throughput", "times_pipeline", "times_pipeline_with_tuned_allocator"]
+    return {
+        name: [round(ratio(other, measured[0], key), 3) for key in ("seconds", "cpu_seconds")]
+        for name, other in zip(names, measured[1:], strict=True)
+    } | {"batch_rounding": compare_batches(folder / "dpt", list_images(settings)[:4])}
+
+
+def build_side(task: str, folder: Path, settings: Any) -> Callable[[], None]:
+    """One side with its model loaded."""
+    images = list_images(settings)
+    if task == "transformers":
+        theirs = pipeline("depth-estimation", model=str(folder / "dpt"), device="cpu")
+
+        def run_pipeline() -> None:
+            for path in images:
+                theirs(str(path))
+
+        return run_pipeline
+
     model = load_depth_model(folder / "dpt", precision=settings.precision)
     paths = {image_key(path.read_bytes()): path for path in images}
-    pixels = [load_image(model, path, key) for key, path in paths.items()]
-    batches = [
-        pixels[start : start + settings.batch_size]
-        for start in range(0, len(pixels), settings.batch_size)
-    ]
-    theirs = pipeline("depth-estimation", model=str(folder / "dpt"), device="cpu")
-    num_runs = 0
+    if task == "forward":
+        pixels = [load_image(model, path, key) for key, path in paths.items()]
 
-    def run_forward() -> None:
-        for batch in batches:
-            model.predict(batch)
+        def run_forward() -> None:
+            for start in range(0, len(pixels), settings.batch_size):
+                model.predict(pixels[start : start + settings.batch_size])
+
+        return run_forward
+
+    num_runs = 0
 
     def run_stage() -> None:
         nonlocal num_runs
         num_runs += 1
         write_segment(folder / f"cache-{num_runs}", paths, model, settings.batch_size)
 
-    def run_pipeline() -> None:
-        for path in images:
-            theirs(str(path))
-
-    sides = {"forward": run_forward, "stage one": run_stage, "transformers": run_pipeline}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    model.predict(batches[0])
-    theirs(str(images[0]))
-    for _ in range(settings.rounds):
-        for name, run in sides.items():
-            times[name].append(_time(run))
-    shown = {
-        name: [round(1e3 * statistics.median(t[i] for t in found) / len(images), 1) for i in (0, 1)]
-        for name, found in times.items()
-    }
-
-    def ratio(name: str, i: int) -> float:
-        both = zip(times[name], times["stage one"], strict=True)
-        return round(statistics.median(peer[i] / ours[i] for peer, ours in both), 3)
-
-    return {
-        "num_images": len(images),
-        "precision": settings.precision,
-        "batch_size": settings.batch_size,
-        "threads": settings.threads,
-        "num_weights": sum(weight.numel() for weight in model.network.parameters()),
-        "ms_an_image_by_clock_and_processor": shown,
-        "of_forward_throughput": [ratio("forward", 0), ratio("forward", 1)],
-        "times_transformers_pipeline": [ratio("transformers", 0), ratio("transformers", 1)],
-    }
+    return run_stage
 
 
 def write_segment(root: Path, paths: dict[str, Path], model: DepthModel, batch_size: int) -> None:
@@ -175,12 +187,10 @@ def measure_curve(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
     return {"curve": curve}
 
 
-def list_images(photos: Path | None, folder: Path, num_images: int) -> list[Path]:
-    """The first photos, or pictures of noise in their place."""
-    if photos is not None:
-        return sorted(photos.glob("*.jpg"))[:num_images]
-    write_noise(folder / "images", num_images, side=480)
-    return sorted((folder / "images").iterdir())
+def list_images(settings: Any) -> list[Path]:
+    """The first photos, or pictures of noise."""
+    found = sorted([*settings.images.glob("*.jpg"), *settings.images.glob("*.png")])
+    return found[: settings.num_images]
 
 
 def write_noise(folder: Path, num_images: int, side: int = 32) -> None:
@@ -203,12 +213,6 @@ def write_model(folder: Path, *, hidden_size: int, num_layers: int, side: int) -
     )  # fmt: skip
     DPTForDepthEstimation(config).save_pretrained(folder)
     DPTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
-
-
-def _time(run: Callable[[], None]) -> tuple[float, float]:
-    start = (time.perf_counter(), time.process_time())
-    run()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 if __name__ == "__main__":

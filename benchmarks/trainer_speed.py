@@ -1,10 +1,5 @@
 """Time and memory of the trainer beside a textbook BoxInst, in one run.
 
-Each side runs in a process of its own, because glibc reads its allocator's settings at start and
-because peak memory belongs to a process. The sides take turns, one repetition each, so that other
-load on the machine meets all of them; the figures are medians, the ratios medians of the ratios of
-neighbouring repetitions. CPU seconds beside them are less sensitive to other load than wall time.
-
     python benchmarks/trainer_speed.py losses
     python benchmarks/trainer_speed.py step --short-side 640
     python benchmarks/trainer_speed.py distillation --short-side 640
@@ -17,35 +12,13 @@ Without a subcommand all of them run at a small size.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipeline.process_settings import MALLOC_SETTINGS
+from taking_turns import DEFAULT, TUNED, Side, compare, report, serve
 
-# glibc's allocator keeps what it has; the rule of the comparison that is called "tuned".
-TUNED = {**os.environ, **MALLOC_SETTINGS}
-DEFAULT = {name: value for name, value in os.environ.items() if name not in MALLOC_SETTINGS}
 SMALL, FULL = 256, 640
 LOSS_SHAPE = (64, 200, 272)
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the compared programs: what it runs, and in which environment."""
-
-    name: str
-    task: str
-    environment: dict[str, str]
-
 
 COMPARISONS: dict[str, list[list[Side]]] = {
     "losses": [
@@ -95,7 +68,9 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        serve(arguments.worker, arguments.short_side)
+        kind, *options = arguments.worker.split(":")
+        build = {"losses": build_losses, "step": build_step, "inference": build_inference}[kind]
+        serve(build(arguments.short_side, options))
         return
     if arguments.comparison == "agreement":
         check_agreement(arguments.short_side)
@@ -106,108 +81,11 @@ def main() -> None:
         chosen = groups if arguments.group is None else [groups[arguments.group]]
         for sides in chosen:
             print(f"== {name}, short side {arguments.short_side}")
-            report(sides, compare(sides, arguments.short_side, arguments.rounds))
-
-
-def compare(sides: list[Side], short_side: int, rounds: int) -> list[dict[str, Any]]:
-    """Run all sides in turns.
-
-    Returns:
-        Per side: `seconds` and `cpu_seconds` of each repetition, `peak_mib` of the process and
-        `extra_mib` above what it held before its first repetition.
-    """
-    workers = [start_worker(side, short_side) for side in sides]
-    try:
-        measured: list[dict[str, Any]] = [{"seconds": [], "cpu_seconds": []} for _ in sides]
-        for repetition in range(rounds + 1):
-            for worker, result in zip(workers, measured, strict=True):
-                answer = ask(worker)
-                result |= {key: answer[key] for key in ("peak_mib", "extra_mib")}
-                if repetition == 0:  # warms caches up; its memory is that of a fresh process
-                    result["first_extra_mib"] = answer["extra_mib"]
-                    continue
-                for key in ("seconds", "cpu_seconds"):
-                    result[key].append(answer[key])
-        return measured
-    finally:
-        for worker in workers:
-            assert worker.stdin is not None
-            worker.stdin.close()
-            worker.wait()
-
-
-def report(sides: list[Side], measured: list[dict[str, Any]]) -> None:
-    first = measured[0]
-    for side, result in zip(sides, measured, strict=True):
-        ratios = {
-            key: statistics.median(
-                own / other for own, other in zip(result[key], first[key], strict=True)
-            )
-            for key in ("seconds", "cpu_seconds")
-        }
-        print(
-            f"{side.name:45s} {statistics.median(result['seconds']):7.3f} s"
-            f" (x{ratios['seconds']:.3f}), {statistics.median(result['cpu_seconds']):7.3f} CPU s"
-            f" (x{ratios['cpu_seconds']:.3f}), peak {result['peak_mib']:6.0f} MiB"
-            f" (x{result['peak_mib'] / first['peak_mib']:.2f}), extra"
-            f" {result['first_extra_mib']:6.0f} MiB"
-            f" (x{result['first_extra_mib'] / max(first['first_extra_mib'], 1):.2f})",
-            flush=True,
-        )
-
-
-def start_worker(side: Side, short_side: int) -> subprocess.Popen[str]:
-    command = [
-        *(sys.executable, "-W", "ignore", __file__),
-        *("--worker", side.task, "--short-side", str(short_side)),
-    ]
-    worker = subprocess.Popen(
-        command, env=side.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert worker.stdout is not None
-    if worker.stdout.readline().strip() != "ready":
-        raise SystemExit(f"{' '.join(command)} did not start")
-    return worker
-
-
-def ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write("run\n")
-    worker.stdin.flush()
-    answer: dict[str, Any] = json.loads(worker.stdout.readline())
-    return answer
+            options = ["--short-side", str(arguments.short_side)]
+            report(sides, compare(__file__, sides, options, arguments.rounds))
 
 
 # --- The measured programs, each in its own process ------------------------------------------
-
-
-def serve(task: str, short_side: int) -> None:
-    """Build the task, then run it once for each line of input."""
-    kind, *options = task.split(":")
-    run = {"losses": build_losses, "step": build_step, "inference": build_inference}[kind](
-        short_side, options
-    )
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        before = memory_mib("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        started, cpu_started = time.perf_counter(), time.process_time()
-        run()
-        answer = {
-            "seconds": time.perf_counter() - started,
-            "cpu_seconds": time.process_time() - cpu_started,
-            "peak_mib": memory_mib("VmHWM"),
-            "extra_mib": memory_mib("VmHWM") - before,
-        }
-        print(json.dumps(answer), flush=True)
-
-
-def memory_mib(field: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1024
 
 
 def make_boxes(count: int, size: tuple[int, int], seed: int = 0) -> Any:
@@ -354,6 +232,7 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     """A whole training step: losses, gradients, SGD."""
     import torch
 
+    from segtrain.determinism import deterministic_algorithms
     from segtrain.modeling.distillation import DistillationSettings, update_teacher
     from segtrain.training import make_teacher
 
@@ -379,9 +258,11 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled="bf16" in options)
 
     def run() -> None:
-        with autocast:
-            losses = model(batch)
-        sum(losses.values()).backward()
+        # As the trainer computes, whose gradients are summed in a fixed order.
+        with deterministic_algorithms(torch.device("cpu"), enabled=program == "ours"):
+            with autocast:
+                losses = model(batch)
+            sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if teacher is not None:
