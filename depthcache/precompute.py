@@ -6,7 +6,6 @@ import contextlib
 import logging
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -24,7 +23,7 @@ from depthcache.errors import (
     CacheUnreachableError,
     ImageDecodeError,
 )
-from depthcache.image_decoding import image_key, read_image_size
+from depthcache.image_contents import ImageContents, read_contents
 from depthcache.object_stores import ObjectStore, open_store
 from depthcache.quantisation import ALL_BITS, DEFAULT_BITS, describe_encoding
 from depthcache.segment_writer import hold_segment, seal_segment, write_shard
@@ -40,8 +39,6 @@ from depthcache.shard_planning import SegmentPlan, ShardPlan, plan_segment
 log = logging.getLogger(__name__)
 
 DEFAULT_SHARD_ROWS = 64
-_HASHING_THREADS = 4
-_FILES_AT_ONCE = 1024
 _BYTES_PER_BIT = 0.08
 
 
@@ -93,9 +90,7 @@ class _Job:
     model: DepthModel
     store: ObjectStore
     fingerprint: str
-    paths: dict[str, Path]
-    files_of: dict[str, list[Path]]
-    failures: dict[Path, str]
+    contents: ImageContents
     num_present: int
     bits: int
     plan: SegmentPlan
@@ -171,7 +166,7 @@ def precompute_depth(
         cache_url=f"{str(root).rstrip('/')}/{job.fingerprint}",
         fingerprint=job.fingerprint,
         num_images=len(images),
-        num_unique=len(job.files_of),
+        num_unique=job.contents.num_unique,
         num_present=job.num_present,
         num_computed=len(outcome.computed),
         num_failed=len(failures),
@@ -205,10 +200,10 @@ def plan_depth(
         fingerprint=job.fingerprint,
         segment_id=job.plan.segment_id,
         num_images=len(images),
-        num_unique=len(job.files_of),
+        num_unique=job.contents.num_unique,
         num_present=job.num_present,
         num_to_compute=sum(len(s.keys) for s in shards),
-        num_failed=len(job.failures),
+        num_failed=len(job.contents.failures),
         num_shards=len(shards),
         estimated_bytes=int(
             sum(len(s.keys) * s.shape[0] * s.shape[1] for s in shards) * _BYTES_PER_BIT * bits
@@ -243,7 +238,7 @@ def _fill_segment(
         )
     outcome = compute_shards(
         job.missing_shards(),
-        job.paths,
+        job.contents.paths,
         job.model,
         ShardTarget(
             store=job.store, prefix=job.prefix, shard_rows=job.plan.shard_rows, bits=job.bits
@@ -271,9 +266,9 @@ def _collect_failures(job: _Job, root: str, reasons: dict[str, str]) -> dict[Pat
     known = {**cache.failures(), **reasons}
     for key in cache.missing(key for keys in job.plan.buckets.values() for key in keys):
         known.setdefault(key, "a run that was killed could not read it; run again")
-    failures = dict(job.failures)
+    failures = dict(job.contents.failures)
     for key, reason in known.items():
-        failures.update(dict.fromkeys(job.files_of.get(key, []), reason))
+        failures.update(dict.fromkeys(job.contents.files_of(key), reason))
     return failures
 
 
@@ -313,7 +308,7 @@ class ImageDepths:
         self._batch_size = batch_size
         self.source = str(model)
         self.fingerprint = self._model.fingerprint
-        contents = _read_images(images)
+        contents = read_contents(images)
         self._paths = contents.paths
         shape_of = _MapShapes(self._model)
         self.shapes = {key: shape_of(size) for key, size in contents.sizes.items()}
@@ -361,73 +356,26 @@ def _prepare(
     )
     name = fmt.fingerprint_folder(loaded.fingerprint)
     store = open_store(root)
-    contents = _read_images(images)
+    contents = read_contents(images)
     failed, present = _known_keys(contents.sizes, store, root, name, upstreams)
-    wanted = {key: size for key, size in contents.sizes.items() if key not in failed}
-    missing = {key: size for key, size in wanted.items() if key not in present}
+    present -= failed
     shape_of = _MapShapes(loaded)
-    plan = plan_segment(
-        {key: shape_of(size) for key, size in missing.items()},
-        fingerprint=name,
-        shard_rows=shard_rows or DEFAULT_SHARD_ROWS,
-    )
+    shapes = {
+        key: shape_of(size)
+        for key, size in contents.sizes.items()
+        if key not in failed and key not in present
+    }
+    contents.sizes.clear()  # the plan is all that later steps need
+    plan = plan_segment(shapes, fingerprint=name, shard_rows=shard_rows or DEFAULT_SHARD_ROWS)
     return _Job(
         model=loaded,
         store=store,
         fingerprint=name,
-        paths=contents.paths,
-        files_of=contents.files_of,
-        failures=contents.failures,
-        num_present=len(wanted) - len(missing),
+        contents=contents,
+        num_present=len(present),
         bits=bits,
         plan=plan,
     )
-
-
-@dataclass(kw_only=True)
-class _Contents:
-    """Different image contents: key → first path, all paths, (H, W); path → why it has no size."""
-
-    paths: dict[str, Path] = field(default_factory=dict)
-    files_of: dict[str, list[Path]] = field(default_factory=dict)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    failures: dict[Path, str] = field(default_factory=dict)
-
-
-def _read_images(images: Sequence[Path]) -> _Contents:
-    contents = _Contents()
-    unreadable: dict[str, str] = {}
-    # Those given are kept: a copy of each would take 380 bytes.
-    paths = list(dict.fromkeys(p if isinstance(p, Path) else Path(p) for p in images))
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        for start in range(0, len(paths), _FILES_AT_ONCE):
-            some = paths[start : start + _FILES_AT_ONCE]
-            for path, found in zip(some, pool.map(_inspect_file, some), strict=True):
-                if isinstance(found, str):
-                    contents.failures[path] = found
-                    continue
-                key, size = found
-                contents.files_of.setdefault(key, []).append(path)
-                if isinstance(size, str):
-                    unreadable[key] = size
-                else:
-                    contents.sizes[key] = size
-                    contents.paths.setdefault(key, path)
-    for key, reason in unreadable.items():
-        contents.failures.update(dict.fromkeys(contents.files_of[key], reason))
-    return contents
-
-
-def _inspect_file(path: Path) -> str | tuple[str, tuple[int, int] | str]:
-    """Key and (H, W) of an image file; a reason stands in for what is not to be had."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
-    try:
-        return image_key(data), read_image_size(data)
-    except ImageDecodeError as error:
-        return image_key(data), str(error)
 
 
 def _choose_device(device: str | None) -> str:
@@ -511,7 +459,7 @@ def _compute_on_cluster(
     )
     return compute_on_workers(
         shards,
-        job.paths,
+        job.contents.paths,
         request=request,
         root=root,
         prefix=job.prefix,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from depthcache.segment_format import bucket_name, canonical_json
 
+_KEYS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
@@ -79,6 +81,27 @@ def plan_segment(
     for key in sorted(shapes):
         members[shapes[key]].append(key)
     buckets = {shape: tuple(keys) for shape, keys in members.items()}
-    document = [fingerprint, shard_rows, [[list(s), k] for s, k in buckets.items()]]
-    segment_id = hashlib.sha256(canonical_json(document)).hexdigest()[:32]
-    return SegmentPlan(segment_id=segment_id, shard_rows=shard_rows, buckets=buckets)
+    return SegmentPlan(
+        segment_id=_name_segment(fingerprint, shard_rows, buckets),
+        shard_rows=shard_rows,
+        buckets=buckets,
+    )
+
+
+def _name_segment(
+    fingerprint: str, shard_rows: int, buckets: Mapping[tuple[int, int], tuple[str, ...]]
+) -> str:
+    """Hash of `[fingerprint, shard_rows, [[[H, W], keys], …]]` as canonical JSON.
+
+    It is hashed piece by piece: the whole text would take as much memory again as the keys.
+    """
+    empty = canonical_json([fingerprint, shard_rows, []])
+    total = hashlib.sha256(empty.removesuffix(b"]]"))
+    for number, (shape, keys) in enumerate(buckets.items()):
+        total.update((b"," if number else b"") + b"[" + canonical_json(list(shape)) + b",[")
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            piece = canonical_json(keys[start : start + _KEYS_AT_ONCE])[1:-1]
+            total.update((b"," if start else b"") + piece)
+        total.update(b"]]")
+    total.update(b"]]")
+    return total.hexdigest()[:32]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depthcache.segment_format import canonical_json
 from depthcache.shard_planning import plan_segment
 
 _keys = st.integers(0, 2**32).map(lambda n: hashlib.sha256(str(n).encode()).hexdigest())
@@ -45,6 +46,16 @@ def test_segment_id_depends_on_all_that_decides_rows():
         ]
     }
     assert len(ids) == 5
+
+
+@settings(max_examples=50, deadline=None)
+@given(shapes=st.dictionaries(_keys, _shapes, max_size=30), at_once=st.integers(1, 31))
+def test_segment_id_is_the_hash_of_one_canonical_document(shapes, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthcache.shard_planning._KEYS_AT_ONCE", at_once)
+        plan = plan_segment(shapes, fingerprint="mödel-0", shard_rows=4)
+    document = ["mödel-0", 4, [[list(s), list(k)] for s, k in plan.buckets.items()]]
+    assert plan.segment_id == hashlib.sha256(canonical_json(document)).hexdigest()[:32]
 
 
 def test_shard_rows_must_be_positive():
