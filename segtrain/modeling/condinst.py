@@ -53,6 +53,7 @@ from segtrain.modeling.mask_branch import MaskBranch
 from segtrain.modeling.mask_postprocessing import encoded_masks, full_size_masks
 from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
 from segtrain.modeling.pixel_neighbours import neighbour_similarity
+from segtrain.modeling.precision import widen
 from segtrain.modeling.process_group import joint_normaliser
 from segtrain.modeling.projection_loss import dice_distance, projection_loss
 
@@ -289,14 +290,11 @@ class CondInst(nn.Module):
             quality=self.fcos_settings.quality,
         )
         chosen = self._choose_positives(targets, flat_logits, quality_logits, truth)
-        parameters = F.linear(
-            patches[chosen], self.controller.weight.flatten(1), self.controller.bias
-        )
-        mask_features = self.mask_branch(features).float()
+        mask_features = self.mask_branch(features)
         with torch.autocast(self.device.type, enabled=False):
             mask_logits, depth = run_dynamic_head(
                 mask_features,
-                parameters.float(),
+                self._mask_parameters(patches[chosen]),
                 targets.locations[chosen],
                 self.mask_head.sizes_of_interest[targets.levels[chosen]],
                 targets.image_indices[chosen],
@@ -554,11 +552,19 @@ class CondInst(nn.Module):
         box_features = head.box_features(levels)
         offsets, quality = head.box_predictions(box_features)
         detections = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
-        mask_features = self.mask_branch(features).float()
+        mask_features = self.mask_branch(features)
         return [
             (found, self._masks_of(found, image, box_features, mask_features))
             for image, found in enumerate(detections)
         ]
+
+    def _mask_parameters(self, patches: torch.Tensor) -> torch.Tensor:
+        """(I, P) float32: what the controller predicts at the given 3×3 neighbourhoods (I, 9·C).
+
+        In float32 under autocast too: the weights of a network are no place for rounded values.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return F.linear(widen(patches), self.controller.weight.flatten(1), self.controller.bias)
 
     def _masks_of(
         self,
@@ -569,11 +575,10 @@ class CondInst(nn.Module):
     ) -> torch.Tensor:
         image_indices = torch.full_like(found.levels, image)
         patches = gather_patches(box_features, found.levels, image_indices, found.cells)
-        parameters = F.linear(patches, self.controller.weight.flatten(1), self.controller.bias)
         with torch.autocast(self.device.type, enabled=False):
             logits, _ = run_dynamic_head(
                 mask_features[image : image + 1],
-                parameters.float(),
+                self._mask_parameters(patches),
                 found.locations,
                 self.mask_head.sizes_of_interest[found.levels],
                 torch.zeros_like(image_indices),
@@ -633,15 +638,14 @@ class CondInst(nn.Module):
         box_features = head.box_features(levels)
         offsets, quality = head.box_predictions(box_features)
         found = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
-        mask_features = self.mask_branch(features).float()
+        mask_features = self.mask_branch(features)
         results = []
         for image, detections in enumerate(found):
             indices = torch.full_like(detections.levels, image)
             patches = gather_patches(box_features, detections.levels, indices, detections.cells)
-            parameters = F.linear(patches, self.controller.weight.flatten(1), self.controller.bias)
             logits, depth = run_dynamic_head(
                 mask_features[image : image + 1],
-                parameters.float(),
+                self._mask_parameters(patches),
                 detections.locations,
                 self.mask_head.sizes_of_interest[detections.levels],
                 torch.zeros_like(indices),
@@ -675,7 +679,7 @@ class CondInst(nn.Module):
         box_features = head.box_features(levels)
         offsets, quality = head.box_predictions(box_features)
         class_logits = head.class_logits(levels)
-        mask_features = self.mask_branch(features).float()
+        mask_features = self.mask_branch(features)
         results = []
         for image, entry in enumerate(batched_inputs):
             size = images.image_sizes[image]

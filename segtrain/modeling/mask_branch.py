@@ -9,6 +9,7 @@ from detectron2.layers import get_norm
 from torch import nn
 
 from segtrain.modeling.aligned_bilinear import aligned_bilinear
+from segtrain.modeling.precision import widen
 from segtrain.modeling.winograd import Conv3x3
 
 
@@ -37,12 +38,15 @@ class MaskBranch(nn.Module):
         self.tower = nn.Sequential(*(_block(channels, channels, norm) for _ in range(4)), last)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """(B, mask_channels, H / 8, W / 8)."""
+        """(B, mask_channels, H / 8, W / 8), float32 under autocast too."""
         merged = self.refine[0](features[self.in_features[0]])
         for index, name in enumerate(self.in_features[1:], start=1):
             level = self.refine[index](features[name])
             merged = merged + aligned_bilinear(level, merged.shape[-1] // level.shape[-1])
-        output: torch.Tensor = self.tower(merged)
+        hidden = self.tower[:-1](merged)
+        # Masks are thresholds of these few channels, so they are not rounded to half precision.
+        with torch.autocast(hidden.device.type, enabled=False):
+            output: torch.Tensor = self.tower[-1](widen(hidden))
         return output
 
 
