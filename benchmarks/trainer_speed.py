@@ -276,6 +276,8 @@ def build_inference(short_side: int, options: list[str]) -> Callable[[], None]:
     import torch
 
     model = build_model(options[0], score_threshold=0.0).eval()
+    if options[0] == "ours":
+        model.to(memory_format=torch.channels_last)  # as segtrain.inference does
     batch = make_batch(short_side)[:1]
     batch[0] |= {"height": 480, "width": 640}
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled="bf16" in options)

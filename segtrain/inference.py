@@ -81,10 +81,8 @@ def load_trained_model(
     device = choose_device(settings.device)
     network: Any = instantiate(cfg.model)
     extra = load_weights(network, weights)
-    network.to(device)
-    if settings.channels_last:
-        network.to(memory_format=torch.channels_last)
-    network.eval()
+    # Maps are channels-last, and else every convolution would turn its weights again.
+    network.to(device=device, memory_format=torch.channels_last).eval()
     # Each mask becomes RLE as soon as it has its full size, so memory does not grow with them.
     network.encode_masks = True
     known = extra.get("categories") or categories or default_categories(data.num_classes)

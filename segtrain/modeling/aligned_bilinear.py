@@ -27,15 +27,15 @@ def aligned_bilinear(maps: torch.Tensor, factor: int) -> torch.Tensor:
     if factor == 1:
         return maps
     height, width = maps.shape[-2:]
-    padded = F.pad(maps, (0, 1, 0, 1), mode="replicate")
+    # Repeated borders on all four sides, then a cut: no copy of the large result.
     fine = F.interpolate(
-        padded,
-        size=(factor * height + 1, factor * width + 1),
+        F.pad(maps, (1, 1, 1, 1), mode="replicate"),
+        size=(factor * (height + 1) + 1, factor * (width + 1) + 1),
         mode="bilinear",
         align_corners=True,
     )
-    shifted = F.pad(fine, (factor // 2, 0, factor // 2, 0), mode="replicate")
-    return shifted[:, :, : factor * height, : factor * width]
+    first = factor - factor // 2
+    return fine[:, :, first : first + factor * height, first : first + factor * width]
 
 
 def aligned_bilinear_matrix(size: int, factor: int) -> torch.Tensor:
