@@ -122,20 +122,23 @@ class DepthCache:
             CacheMissError: the cache has no map of this image.
             CacheCorruptError: stored bytes are damaged; names segment and row.
         """
-        return self.read_batch([key], size)[0]
+        if self._tier is not None:
+            return self.read_batch([key], size)[0]
+        segment, place = self._place(key)
+        return _resize(segment.read(*place), size)
 
     def read_batch(
         self, keys: Sequence[str], size: tuple[int, int] | None = None
     ) -> list[npt.NDArray[np.float32]]:
         """`read` for several images, in order; maps that lie side by side share a request."""
         maps = self._read_kept(keys)
-        places: dict[int, dict[str, tuple[int, int]]] = {}
+        places: dict[SegmentReader, dict[str, tuple[int, int]]] = {}
         for key in dict.fromkeys(keys):
             if key not in maps:
-                number, place = self._place(key)
-                places.setdefault(number, {})[key] = place
-        for number, wanted in places.items():
-            fetched = self._loaded()[number].fetch_many(list(wanted.values()))
+                segment, place = self._place(key)
+                places.setdefault(segment, {})[key] = place
+        for segment, wanted in places.items():
+            fetched = segment.fetch_many(list(wanted.values()))
             for key, encoded in zip(wanted, fetched, strict=True):
                 maps[key] = encoded.decode()
                 if self._tier is not None:
@@ -244,8 +247,8 @@ class DepthCache:
         found = [np.ascontiguousarray(s.digests).view("S32").reshape(-1) for s in self._loaded()]
         return np.unique(np.concatenate(found)).view("V32") if found else np.empty(0, "V32")
 
-    def _place(self, key: str) -> tuple[int, tuple[int, int]]:
-        """Number of the segment that has a map, and the map's bucket and row in it."""
+    def _place(self, key: str) -> tuple[SegmentReader, tuple[int, int]]:
+        """The segment that has a map, and the map's bucket and row in it."""
         place = self._find(key)
         if place is None:
             raise CacheMissError(
@@ -253,8 +256,7 @@ class DepthCache:
                 f"compute it with `pipeline depth --cache {self.url}`"
             )
         segment, position = place
-        number = self._loaded().index(segment)
-        return number, (int(segment.buckets[position]), int(segment.rows[position]))
+        return segment, (int(segment.buckets[position]), int(segment.rows[position]))
 
     def _read_kept(self, keys: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Maps in the local tier: these need no service, not even its index."""
