@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.engine import launch
 
+from depthcache.object_stores import BucketStore
 from segtrain.checkpoints import list_checkpoints, load_state, save_atomically
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
 from segtrain.training import Trainer, train_model
@@ -103,6 +104,24 @@ def test_non_finite_gradient_of_a_finite_loss_stops_before_the_step(
         assert torch.equal(before[key], value), key
     assert not list_checkpoints(tmp_path)
     assert not (tmp_path / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_threads")
+def test_workers_read_depth_from_a_bucket(
+    tmp_path: Path, load_tiny: Callable[..., Any], scenes: Path, bucket: Any
+) -> None:
+    root = scenes / "cache"
+    store = BucketStore(f"{bucket.url}/cache")
+    for path in root.rglob("*"):
+        if path.is_file():
+            store.put(path.relative_to(root).as_posix(), path.read_bytes())
+    # This process has read the bucket: forked workers would wait for threads that it has alone.
+    remote = {"depth.cache": store.url, "dataloader.train.num_workers": 1}
+    train_model(load_tiny(ONE_STEP | remote), tmp_path / "bucket", resume=False)
+    train_model(load_tiny(ONE_STEP), tmp_path / "folder", resume=False)
+    first, second = _weights(tmp_path / "bucket"), _weights(tmp_path / "folder")
+    assert all(torch.equal(first[key], second[key]) for key in second)
 
 
 @pytest.mark.parametrize(
