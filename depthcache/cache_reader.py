@@ -22,7 +22,7 @@ from depthcache.errors import (
     CacheUnreachableError,
 )
 from depthcache.local_tier import DEFAULT_SIZE_CAP_BYTES, LocalTier
-from depthcache.object_stores import HTTPStore, ObjectStore, open_store
+from depthcache.object_stores import BucketStore, HTTPStore, ObjectStore, open_store
 from depthcache.segment_reader import SegmentReader
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ class DepthCache:
     """Reads depth maps by image key. Open with `DepthCache.open`.
 
     Picklable, and safe in threads and in forked and spawned workers: a forked worker shares the
-    index with its parent and opens connections of its own. The set of segments is fixed when the
-    cache is first used; `refresh` looks again. `close`, or the end of a `with`, ends connections.
+    index with its parent and opens connections of its own; workers that read a bucket must be
+    spawned (`survives_fork`). The set of segments is fixed when the cache is first used; `refresh`
+    looks again. `close`, or the end of a `with`, ends connections.
 
     Args:
         url: root address.
@@ -188,6 +189,11 @@ class DepthCache:
             "num_bytes": sum(sum(s.sizes.values()) for s in segments),
             "provenance": [s.seal.get("provenance", {}) for s in segments],
         }
+
+    @property
+    def survives_fork(self) -> bool:
+        """Whether forked workers can read it too; those of a bucket must be spawned."""
+        return not isinstance(self._store(), BucketStore)
 
     def refresh(self) -> None:
         """See segments that were sealed since the cache was first used."""

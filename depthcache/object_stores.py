@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
 from depthcache.folder_lock import hold_folder
@@ -244,25 +244,37 @@ class HTTPStore:
 
 
 class BucketStore:
-    """An S3 or Google bucket through obstore (extra `s3`); settings come from the environment."""
+    """An S3 or Google bucket through obstore (extra `s3`); settings come from the environment.
+
+    Processes that read one must be spawned: obstore answers from threads that every store of a
+    process shares, and in a child forked after their start a request would wait for ever.
+    """
+
+    _process_of_threads: ClassVar[int | None] = None
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._store: Any = None
-        self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "_store": None, "_process": 0}
+        return {"url": self.url, "_store": None}
 
     def _opened(self) -> Any:
-        if self._store is None or self._process != os.getpid():
+        if BucketStore._process_of_threads is None:
+            BucketStore._process_of_threads = os.getpid()
+        if BucketStore._process_of_threads != os.getpid():
+            raise CacheUnreachableError(
+                f"{self.url}: this process was forked from one that had used a bucket, and "
+                "obstore's threads do not survive that; start workers with spawn, for example "
+                "DataLoader(..., multiprocessing_context='spawn')"
+            )
+        if self._store is None:
             import obstore.store
 
             options: dict[str, Any] = {}
             if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
                 options["client_options"] = {"allow_http": True}
             self._store = obstore.store.from_url(self.url, **options)
-            self._process = os.getpid()
         return self._store
 
     def get(self, path: str) -> bytes:

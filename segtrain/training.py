@@ -547,10 +547,11 @@ class Trainer:
                 short_side=settings.teacher_short_side,
                 max_size=settings.teacher_max_size,
             )
+        depth = open_depth(self.depth_settings)
         mapper = TrainingMapper(
             loader_settings.augmentation,
             seed=settings.seed,
-            depth=open_depth(self.depth_settings),
+            depth=depth,
             depth_command=describe_fill_command(
                 self.depth_settings, self.data_settings.train_json, self.data_settings.train_images
             ),
@@ -571,6 +572,7 @@ class Trainer:
             sampler,
             loader_settings,
             pin_memory=self.device.type == "cuda",
+            spawn_workers=depth is not None and not depth.survives_fork,
         )
 
     def _trajectory(self) -> dict[str, Any]:

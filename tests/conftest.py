@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Two cores: more threads than that in one test process only fight each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -35,6 +39,57 @@ def shared_dir() -> Path:
     if not shared.is_dir():
         pytest.skip("needs ../shared (recorded fixtures and photos)")
     return shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """An empty bucket of a real S3 server.
+
+    Attributes:
+        name: of the bucket.
+        endpoint: http address of the server.
+        client: boto3's, to look at it past our own code.
+    """
+
+    name: str
+    endpoint: str
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Address of moto's HTTP server."""
+    pytest.importorskip("obstore")
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint: str) -> Iterator[Bucket]:
+    """A bucket of the module's own, which the environment leads to."""
+    boto3 = pytest.importorskip("boto3")
+    settings = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=s3_endpoint)
+        name = f"depth-{uuid.uuid4().hex[:12]}"
+        client.create_bucket(Bucket=name)
+        yield Bucket(name=name, endpoint=s3_endpoint, client=client)
+        client.close()
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,7 @@ def iterate_batches(
     settings: TrainLoaderSettings,
     *,
     pin_memory: bool = False,
+    spawn_workers: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
     """Endless batches, each a list of samples.
 
@@ -116,6 +117,7 @@ def iterate_batches(
         sampler: says which images come in which order.
         settings: workers and prefetching.
         pin_memory: for faster copies to a GPU.
+        spawn_workers: start workers afresh, for depth that forked ones cannot read.
 
     Raises:
         SegtrainError: whatever the mapper raised, in its own words.
@@ -128,6 +130,7 @@ def iterate_batches(
         worker_init_fn=_limit_worker_threads,
         prefetch_factor=settings.prefetch_batches if settings.num_workers else None,
         pin_memory=pin_memory,
+        multiprocessing_context="spawn" if spawn_workers and settings.num_workers else None,
         # Starting workers draws a seed: from the default generator, it would shift the random
         # state of a run each time that it is resumed.
         generator=torch.Generator(),

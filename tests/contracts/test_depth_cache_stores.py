@@ -78,28 +78,10 @@ def http():
 
 
 @pytest.fixture(scope="module")
-def s3():
-    boto3 = pytest.importorskip("boto3")
-    pytest.importorskip("obstore")
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    settings = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        boto3.client("s3", endpoint_url=url).create_bucket(Bucket="depth")
-        store = BucketStore("s3://depth/caches")
-        write_cache(store)
-        yield store
-    server.stop()
+def s3(bucket):
+    store = BucketStore(f"{bucket.url}/caches")
+    write_cache(store)
+    return store
 
 
 @pytest.fixture(params=["local", "memory", "http", "s3"])

@@ -10,6 +10,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import uuid
+from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -17,9 +19,14 @@ import pytest
 
 from depthcache import DepthCache
 from depthcache import segment_format as fmt
-from depthcache.errors import CacheCorruptError, CacheMissError, CacheNotFoundError
+from depthcache.errors import (
+    CacheCorruptError,
+    CacheMissError,
+    CacheNotFoundError,
+    CacheUnreachableError,
+)
 from depthcache.local_tier import LocalTier
-from depthcache.object_stores import LocalStore, MemoryStore
+from depthcache.object_stores import BucketStore, LocalStore, MemoryStore
 from depthcache.segment_reader import EncodedMap
 from depthcache.segment_writer import seal_segment, write_shard
 from depthcache.shard_planning import plan_segment
@@ -212,29 +219,15 @@ def http_cache():
 
 
 @pytest.fixture
-def s3_cache(monkeypatch):
-    boto3 = pytest.importorskip("boto3")
-    pytest.importorskip("obstore")
-    from depthcache.object_stores import BucketStore
-
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", "test")
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    boto3.client("s3", endpoint_url=url).create_bucket(Bucket="readers")
+def s3_cache(bucket, monkeypatch):
+    url = f"{bucket.url}/{uuid.uuid4().hex}"
     maps = make_maps(0, 12)
-    write_segment(BucketStore("s3://readers/caches"), maps)
-    proxy = _CountingProxy(url)
+    write_segment(BucketStore(url), maps)
+    proxy = _CountingProxy(bucket.endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    yield "s3://readers/caches", maps, proxy
+    yield url, maps, proxy
     proxy.shutdown()
     proxy.server_close()
-    server.stop()
 
 
 @pytest.fixture(params=["http", "s3"])
@@ -280,7 +273,7 @@ def test_forked_workers_read_beside_their_parent(kind, tmp_path, request):
         url, maps = tmp_path, make_maps(0, 12)
         write_segment(LocalStore(tmp_path), maps)
     else:
-        url, maps, _ = request.getfixturevalue("http_cache")
+        url, maps, _ = request.getfixturevalue(f"{kind}_cache")
     cache = DepthCache.open(url)
     keys = list(cache.keys())
     cache.read(keys[0])  # the parent's connection is open, its index loaded
@@ -299,6 +292,40 @@ def test_forked_workers_read_beside_their_parent(kind, tmp_path, request):
     for child in children:
         child.join(timeout=60)
     cache.close()
+
+
+def _tell_error_in_child(cache, key, results):
+    try:
+        results.put(cache.read(key).shape)
+    except CacheUnreachableError as error:
+        results.put(str(error))
+
+
+def test_forked_workers_are_told_that_a_bucket_needs_spawned_ones(s3_cache):
+    url, maps, _ = s3_cache
+    cache = DepthCache.open(url)
+    key = next(iter(maps))
+    cache.read(key)
+    assert not cache.survives_fork
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=_tell_error_in_child, args=(cache, key, results), daemon=True)
+    child.start()
+    # Without the check the child would wait for obstore's threads, which were not forked.
+    assert "start workers with spawn" in results.get(timeout=60)
+    child.join(timeout=60)
+    assert_close(cache.read(key), maps[key])
+
+
+def test_spawned_workers_read_a_bucket_beside_their_parent(s3_cache):
+    url, maps, _ = s3_cache
+    cache = DepthCache.open(url)
+    keys = list(cache.keys())
+    cache.read(keys[0])
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        for key, inverse_depth in zip(keys, pool.map(cache.read, keys, timeout=120), strict=True):
+            assert_close(inverse_depth, maps[key])
 
 
 def test_fresh_processes_read_a_pickled_cache_without_torch(tmp_path):

@@ -113,31 +113,10 @@ def test_local_workers_finish_what_was_begun_here(model, images, expected, tmp_p
     assert cache.read(image_key(images[0].read_bytes())).shape == (32, 32)
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """An S3 server with an empty bucket; its address as S3 and as HTTP."""
-    boto3 = pytest.importorskip("boto3")
-    pytest.importorskip("obstore")
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", "test")
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    client = boto3.client("s3", endpoint_url=url)
-    client.create_bucket(Bucket="stage-one")
-    yield client, "s3://stage-one/caches", f"{url}/stage-one/caches"
-    client.close()
-    server.stop()
-
-
 def test_workers_write_to_s3_what_one_process_writes_here_and_http_reads_it(
     model, images, expected, bucket
 ):
-    client, s3, http = bucket
+    s3, http = f"{bucket.url}/caches", f"{bucket.endpoint}/{bucket.name}/caches"
     summary = precompute_depth(
         images, model, s3, shard_rows=2, batch_size=2, scheduler="local", workers=2
     )
@@ -155,7 +134,7 @@ def test_workers_write_to_s3_what_one_process_writes_here_and_http_reads_it(
     caches = [{"name": folder, "segments": store.list_folders(f"{folder}/segments")}]
     store.put("catalogue.json", json.dumps({"format_version": 1, "caches": caches}).encode())
     for name in [*stored, "catalogue.json"]:
-        client.put_object_acl(Bucket="stage-one", Key=f"caches/{name}", ACL="public-read")
+        bucket.client.put_object_acl(Bucket=bucket.name, Key=f"caches/{name}", ACL="public-read")
     with DepthCache.open(http) as over_http:
         in_bucket = DepthCache.open(s3)
         keys = list(in_bucket.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +14,6 @@ from depthcache import DepthCache
 from depthcache.errors import CacheMismatchError, DepthCacheError
 from depthcache.object_stores import BucketStore
 from depthcache.transfer import pull_cache, push_cache
-
-BUCKET = "depth"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    boto3 = pytest.importorskip("boto3")
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    settings = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3", endpoint_url=url)
-        client.create_bucket(Bucket=BUCKET)
-        yield client
-    server.stop()
 
 
 @pytest.fixture
@@ -53,7 +28,7 @@ def _objects(root: Path) -> dict[str, bytes]:
 
 
 def test_a_bucket_is_served_like_a_folder(
-    s3: Any,
+    bucket: Any,
     start_service: Callable[..., Any],
     local: Path,
     tmp_path: Path,
@@ -61,7 +36,7 @@ def test_a_bucket_is_served_like_a_folder(
     digests: Callable[[Path], list[str]],
     read_locally: Callable[[Path, str], np.ndarray],
 ) -> None:
-    root = f"s3://{BUCKET}/served"
+    root = f"{bucket.url}/served"
     service = start_service(root, work=str(tmp_path / "work"), size_cap_bytes=2**30)
     pushed = push_cache(local, service.url, secrets["writer"])
     assert pushed.num_segments == 2
@@ -101,13 +76,13 @@ def test_a_bucket_is_served_like_a_folder(
 
 
 def test_nothing_of_another_writer_is_overwritten(
-    s3: Any,
+    bucket: Any,
     start_service: Callable[..., Any],
     local: Path,
     tmp_path: Path,
     secrets: dict[str, str],
 ) -> None:
-    root = f"s3://{BUCKET}/contested"
+    root = f"{bucket.url}/contested"
     segment = min(p.parent for p in local.glob("segments/*/sealed.json"))
     theirs = f"{local.name}/segments/{segment.name}/zarr.json"
     stored = BucketStore(root)
@@ -121,7 +96,7 @@ def test_nothing_of_another_writer_is_overwritten(
 
 @pytest.mark.parametrize("num_written", [0, 5, 20])
 def test_a_server_killed_while_it_publishes_leaves_nothing_that_readers_see(
-    s3: Any,
+    bucket: Any,
     start_service: Callable[..., Any],
     local: Path,
     tmp_path: Path,
@@ -130,7 +105,7 @@ def test_a_server_killed_while_it_publishes_leaves_nothing_that_readers_see(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("depthcache.http_retries.FIRST_WAIT_SECONDS", 0.001)
-    root = f"s3://{BUCKET}/killed-{num_written}"
+    root = f"{bucket.url}/killed-{num_written}"
     kill = f"""
 import os, signal
 from depthcache.object_stores import BucketStore
@@ -158,9 +133,13 @@ BucketStore.put_new = put_or_die
 
 
 def test_an_abandoned_publication_is_removed_without_what_others_wrote(
-    s3: Any, start_service: Callable[..., Any], local: Path, tmp_path: Path, secrets: dict[str, str]
+    bucket: Any,
+    start_service: Callable[..., Any],
+    local: Path,
+    tmp_path: Path,
+    secrets: dict[str, str],
 ) -> None:
-    root = f"s3://{BUCKET}/abandoned"
+    root = f"{bucket.url}/abandoned"
     segment = min(p.parent for p in local.glob("segments/*/sealed.json"))
     prefix = f"{local.name}/segments/{segment.name}"
     stored = BucketStore(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -95,7 +96,7 @@ dataloader.test.max_size = 96
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load_tiny(tiny_config: Path) -> Callable[..., Any]:
     """Load the tiny config with some settings changed, by dotted name."""
 
@@ -127,6 +128,14 @@ def train_and_die(tiny_config: Path) -> Callable[..., None]:
         assert finished.returncode == -9, finished.stderr[-3000:]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def joint_work() -> Iterator[Any]:
+    """What processes of a joint run do: a module that spawned processes can import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield importlib.import_module("joint_work")
 
 
 @pytest.fixture(scope="module")

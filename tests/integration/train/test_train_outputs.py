@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,18 @@ def test_evaluation_measures_boxes_and_masks(
     assert 0 <= metrics["segm"]["AP50"] <= 100
     assert json.loads((tmp_path / "metrics.json").read_text())["segm"] == metrics["segm"]
     assert len(json.loads((tmp_path / "results.json").read_text())) == metrics["num_results"]
+
+
+@pytest.mark.slow
+def test_evaluation_of_a_large_photo_does_not_grow_with_its_masks(repository: Path) -> None:
+    script = repository / "benchmarks/evaluation_memory.py"
+    answer = subprocess.run(
+        [sys.executable, script, "--masks", "10", "100"], capture_output=True, check=True, text=True
+    )
+    few, many = (json.loads(line) for line in answer.stdout.splitlines())
+    assert (few["num_masks"], many["num_masks"]) == (10, 100)
+    # A mask of 4000×3000 takes 11 MiB at a byte a pixel; 90 more of them, not even three.
+    assert many["peak_mib"] - few["peak_mib"] < 32
 
 
 def test_test_dev_file_without_annotations_gives_a_result_file(

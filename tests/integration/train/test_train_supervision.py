@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 import torch
 from detectron2.engine import launch
 
-from segtrain.checkpoints import load_state, save_atomically
+from depthcache.object_stores import BucketStore
+from segtrain.checkpoints import list_checkpoints, load_state, save_atomically
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
 from segtrain.training import Trainer, train_model
 
@@ -84,6 +84,44 @@ def test_non_finite_loss_stops_before_the_step(
         trainer.train()
     after = dict(trainer.model.named_parameters())
     assert all(torch.equal(before[key].nan_to_num(), after[key].nan_to_num()) for key in before)
+
+
+def test_non_finite_gradient_of_a_finite_loss_stops_before_the_step(
+    tmp_path: Path, load_tiny: Callable[..., Any], joint_work: Any
+) -> None:
+    # Clipping must not hide it: infinity times a factor of zero is no number.
+    changes = ONE_STEP | {"train.accumulation": 2, "optimizer.gradient_clip_norm": 1.0}
+    trainer = Trainer(load_tiny(changes), tmp_path, resume=False)
+    joint_work.break_gradient(trainer)
+    before = {key: value.clone() for key, value in trainer.model.named_parameters()}
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0: gradient norm = inf; ") as caught:
+        trainer.train()
+    assert "loss_" not in str(caught.value)
+    # Both accumulated parts went into the gradient.
+    assert len(trainer.step_images) == 2
+    assert f"images: {', '.join(trainer.step_images)}." in str(caught.value)
+    for key, value in trainer.model.named_parameters():
+        assert torch.equal(before[key], value), key
+    assert not list_checkpoints(tmp_path)
+    assert not (tmp_path / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_threads")
+def test_workers_read_depth_from_a_bucket(
+    tmp_path: Path, load_tiny: Callable[..., Any], scenes: Path, bucket: Any
+) -> None:
+    root = scenes / "cache"
+    store = BucketStore(f"{bucket.url}/cache")
+    for path in root.rglob("*"):
+        if path.is_file():
+            store.put(path.relative_to(root).as_posix(), path.read_bytes())
+    # This process has read the bucket: forked workers would wait for threads that it has alone.
+    remote = {"depth.cache": store.url, "dataloader.train.num_workers": 1}
+    train_model(load_tiny(ONE_STEP | remote), tmp_path / "bucket", resume=False)
+    train_model(load_tiny(ONE_STEP), tmp_path / "folder", resume=False)
+    first, second = _weights(tmp_path / "bucket"), _weights(tmp_path / "folder")
+    assert all(torch.equal(first[key], second[key]) for key in second)
 
 
 @pytest.mark.parametrize(
@@ -206,22 +244,12 @@ def test_log_tells_the_scaled_learning_rate_and_masks_that_are_boxes(
     assert "they are turning into boxes" in caplog.text
 
 
-# Starting processes takes longer than the steps, so two cases share them.
-TRAIN_ALL = """
-from segtrain.training import train_model
-
-def train_all(cases):
-    for cfg, run_dir in cases:
-        train_model(cfg, run_dir, resume=False)
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_the_joint_batch(
     tmp_path: Path,
     load_tiny: Callable[..., Any],
     change_annotations: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
+    joint_work: Any,
 ) -> None:
     def keep_two_images(document: dict[str, Any]) -> None:
         document["images"] = document["images"][:2]
@@ -244,12 +272,10 @@ def test_two_processes_take_the_step_of_the_joint_batch(
         cases.append(changes | {"data.train_json": str(annotations)})
     joint = [_gradient(load_tiny(case), tmp_path / f"one{n}") for n, case in enumerate(cases)]
 
-    (tmp_path / "joint_work.py").write_text(TRAIN_ALL)
-    monkeypatch.syspath_prepend(tmp_path)
-    train_all = importlib.import_module("joint_work").train_all
     folders = [tmp_path / f"two{n}" for n in range(len(cases))]
     configs = [load_tiny(case | {"train.num_processes": 2}) for case in cases]
-    launch(train_all, 2, dist_url="auto", args=(list(zip(configs, folders, strict=True)),))
+    cases_by_folder = list(zip(configs, folders, strict=True))
+    launch(joint_work.train_all, 2, dist_url="auto", args=(cases_by_folder,))
     for case, folder, expected in zip(cases, folders, joint, strict=True):
         start = Trainer(load_tiny(case), folder / "start", resume=False).model.state_dict()
         end = _weights(folder)

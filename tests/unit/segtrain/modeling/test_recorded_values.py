@@ -19,10 +19,18 @@ from segtrain.modeling.color_similarity import (
 )
 from segtrain.modeling.depth_loss import depth_loss
 from segtrain.modeling.distillation import reliable_dice_loss
-from segtrain.modeling.dynamic_mask_head import SIZES_OF_INTEREST, run_dynamic_head
+from segtrain.modeling.dynamic_mask_head import (
+    SIZES_OF_INTEREST,
+    num_mask_parameters,
+    run_dynamic_head,
+)
 from segtrain.modeling.fcos_losses import fcos_losses, offset_ious
 from segtrain.modeling.fcos_targets import assign_targets, level_locations
-from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
+from segtrain.modeling.pairwise_affinity import (
+    count_edges,
+    edges_from_similarity,
+    pairwise_losses,
+)
 from segtrain.modeling.pixel_neighbours import neighbour_similarity
 from segtrain.modeling.projection_loss import projection_distances, projection_loss
 
@@ -67,6 +75,26 @@ def extents_of(bitmasks: torch.Tensor) -> torch.Tensor:
     return extents
 
 
+def run_recorded_head(r: Recording, form: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The recording's masks and depth from its features and parameters, which get gradients."""
+    return run_dynamic_head(
+        r["mask_feats"].requires_grad_(),
+        r["params"].requires_grad_(),
+        r["locations"],
+        torch.tensor(SIZES_OF_INTEREST)[r["fpn_levels"].long()],
+        r["im_inds"].long(),
+        depth_form=form,
+    )
+
+
+def recorded_boxes(r: Recording) -> torch.Tensor:
+    """Extents of two images' boxes on the mask grid, checked against the recorded bitmaps."""
+    boxes = torch.cat((r["gt_boxes_im0"], r["gt_boxes_im1"]))
+    extents = mask_grid_extents(filled_pixels(boxes, (192, 256)))
+    assert torch.equal(draw_extents(extents, (48, 64)), r["gt_bitmasks_s4"].bool())
+    return extents
+
+
 def test_aligned_bilinear(recorded: Callable[[str], Recording]) -> None:
     r = recorded("aligned_bilinear")
     for factor in (1, 2, 4, 8):
@@ -75,12 +103,16 @@ def test_aligned_bilinear(recorded: Callable[[str], Recording]) -> None:
 
 def test_color_similarity(recorded: Callable[[str], Recording]) -> None:
     r = recorded("color_similarity")
-    size = (192, 256)
+    size, original_height = (192, 256), int(r["orig_height"])
     small = downsample_to_mask_grid(r["image_bgr_u8"], size).flip(0).to(torch.uint8)
+    padded = downsample_to_mask_grid(r["padded_image_bgr_u8"], size).flip(0).to(torch.uint8)
+    assert torch.equal(small, padded)
     assert torch.equal(small.permute(1, 2, 0), r["downsampled_rgb_u8"])
     assert_value(rgb_to_lab(small).permute(1, 2, 0), r["lab"], atol=1e-5)
-    assert torch.equal(image_validity((186, 248), 480, size), r["image_mask_full"].float())
-    similarity = color_similarity([r["image_bgr_u8"]], [480], size)
+    mask = image_validity((186, 248), original_height, size)
+    assert torch.equal(mask, r["image_mask_full"].float())
+    assert torch.equal(mask[2::4, 2::4], r["mask_s4"])
+    similarity = color_similarity([r["image_bgr_u8"]], [original_height], size)
     assert_value(similarity, r["similarity"])
     # The sets of edges, which is what the loss uses, are equal.
     assert torch.equal(similarity >= 0.3, r["similarity"] >= 0.3)
@@ -88,7 +120,7 @@ def test_color_similarity(recorded: Callable[[str], Recording]) -> None:
 
 def test_box_bitmasks(recorded: Callable[[str], Recording]) -> None:
     r = recorded("boxinst_bitmasks")
-    size = (128, 160)
+    size = tuple(r["padded_hw"].tolist())
     for image in (0, 1):
         pixels = filled_pixels(r[f"boxes{image}"], size)
         assert torch.equal(draw_extents(pixels, size), r[f"gt_bitmasks_full{image}"].bool())
@@ -97,6 +129,7 @@ def test_box_bitmasks(recorded: Callable[[str], Recording]) -> None:
         height, width = r[f"image_size{image}"].tolist()
         mask = image_validity((height, width), int(r[f"orig_height{image}"]), size)
         assert torch.equal(mask, r["image_masks_full"][image].float())
+        assert torch.equal(mask[2::4, 2::4], r["image_masks_s4"][image].float())
 
 
 def test_projection_loss(recorded: Callable[[str], Recording]) -> None:
@@ -112,16 +145,50 @@ def test_projection_loss(recorded: Callable[[str], Recording]) -> None:
     assert_value(over_columns, r["dice_reduce_w_per_inst"])
 
 
+def test_projection_loss_of_scores(recorded: Callable[[str], Recording]) -> None:
+    """Training passes logits; with scores as the leaf, the chain rule gives their gradient."""
+    r = recorded("projection_loss")
+    logits = r["mask_logits"].double().requires_grad_()
+    scores = logits.sigmoid()
+    scores.retain_grad()
+    assert_value(scores, r["mask_scores"])
+    loss = projection_loss(torch.logit(scores)[:, 0], extents_of(r["box_bitmasks"]))
+    loss.backward()
+    assert_value(loss, r["loss_f64"], atol=0)
+    assert_gradient(scores.grad, r["grad_scores"])
+    assert_gradient(logits.grad, r["grad_logits_f64"])
+
+
 def test_pairwise_loss(recorded: Callable[[str], Recording]) -> None:
     r = recorded("pairwise_loss")
     logits = r["mask_logits"].clone().requires_grad_()
-    edges = edges_from_similarity(r["similarity"], 0.3)
+    edges = edges_from_similarity(r["similarity"], float(r["color_thresh"]))
     extents = extents_of(r["box_bitmasks"])
-    (loss,) = pairwise_losses(logits[:, 0], [edges], torch.zeros(4, dtype=torch.int64), [extents])
+    image = torch.zeros(4, dtype=torch.int64)
+    weights = edges & draw_extents(extents, (48, 64))[:, None]
+    assert torch.equal(weights, r["weights"].bool())
+    assert int(count_edges(edges, image, extents).sum()) == int(r["weights_sum"])
+    (loss,) = pairwise_losses(logits[:, 0], [edges], image, [extents])
     loss.backward()
     assert_value(loss, r["loss"])
     assert_value(loss, r["loss_f64"])
     assert_gradient(logits.grad, r["grad_logits"])
+    assert_gradient(logits.grad, r["grad_logits_f64"])
+
+
+def test_pairwise_map(recorded: Callable[[str], Recording]) -> None:
+    """Training keeps no map, so it is compared by its mean over tiles, in each direction."""
+    r = recorded("pairwise_loss")
+    logits, image = r["mask_logits"][:, 0], torch.zeros(1, dtype=torch.int64)
+    for direction in range(8):
+        edges = torch.zeros(1, 8, 48, 64, dtype=torch.bool)
+        edges[:, direction] = True
+        for instance, row, column in np.ndindex(4, 4, 4):
+            r0, c0 = 12 * row, 16 * column
+            tile = torch.tensor([[r0, r0 + 12, c0, c0 + 16]])
+            (mean,) = pairwise_losses(logits[instance : instance + 1], [edges], image, [tile])
+            recorded_tile = r["pairwise_map"][instance, direction, r0 : r0 + 12, c0 : c0 + 16]
+            assert_value(mean, recorded_tile.double().mean())
 
 
 @pytest.mark.parametrize("channels", [8, 16])
@@ -131,40 +198,39 @@ def test_dynamic_mask_head(recorded: Callable[[str], Recording], channels: int) 
         for k, v in recorded("dynamic_mask_head").items()
         if k.startswith(f"c{channels}_")
     }
-    features, params = r["mask_feats"].requires_grad_(), r["params"].requires_grad_()
-    soi = torch.tensor(SIZES_OF_INTEREST)[r["fpn_levels"].long()]
-    logits, depth = run_dynamic_head(
-        features, params, r["locations"], soi, r["im_inds"].long(), depth_form=None
-    )
+    assert r["sizes_of_interest"].tolist() == list(SIZES_OF_INTEREST)
+    num_parameters = int(r["weight_nums"].sum() + r["bias_nums"].sum())
+    assert num_mask_parameters(channels, depth_layer=False) == num_parameters
+    logits, depth = run_recorded_head(r, None)
     assert depth is None
     logits.backward(r["grad_out"][:, 0])
     assert_value(logits[:, None], r["logits_stride4"], atol=1e-5)
-    assert_gradient(features.grad, r["grad_mask_feats"])
-    assert_gradient(params.grad, r["grad_params"])
+    assert_gradient(r["mask_feats"].grad, r["grad_mask_feats"])
+    assert_gradient(r["params"].grad, r["grad_params"])
 
 
 @pytest.mark.parametrize("form", ["multiply", "add"])
 def test_depth_guided_head(recorded: Callable[[str], Recording], form: str) -> None:
     r = recorded("dg_mask_head")
-    features, params = r["mask_feats"].requires_grad_(), r["params"].requires_grad_()
-    soi = torch.tensor(SIZES_OF_INTEREST)[r["fpn_levels"].long()]
-    logits, depth = run_dynamic_head(
-        features, params, r["locations"], soi, r["im_inds"].long(), depth_form=form
-    )
+    assert r["sizes_of_interest"].tolist() == list(SIZES_OF_INTEREST)
+    num_parameters = int(r["weight_nums"].sum() + r["bias_nums"].sum())
+    assert num_mask_parameters(16, depth_layer=True) == num_parameters
+    logits, depth = run_recorded_head(r, form)
     assert depth is not None
     (
         (logits * r["grad_out_mask"][:, 0]).sum() + (depth * r["grad_out_depth"][:, 0]).sum()
     ).backward()
     assert_value(logits[:, None], r[f"{form}_mask_logits_stride4"], atol=1e-5)
     assert_value(depth[:, None], r[f"{form}_depth_stride4"])
-    assert_gradient(features.grad, r[f"{form}_grad_mask_feats"])
-    assert_gradient(params.grad, r[f"{form}_grad_params"])
+    assert_gradient(r["mask_feats"].grad, r[f"{form}_grad_mask_feats"])
+    assert_gradient(r["params"].grad, r[f"{form}_grad_params"])
 
 
 @pytest.mark.parametrize("centre", ["box_center", "bitmask_center"])
 def test_fcos_targets(recorded: Callable[[str], Recording], centre: str) -> None:
     r = recorded("fcos_targets")
     sizes = [(60, 84), (30, 42), (15, 21), (8, 11), (4, 6)]
+    assert [height * width for height, width in sizes] == r["level_sizes"].tolist()
     locations = [level_locations(h, w, s) for (h, w), s in zip(sizes, STRIDES, strict=True)]
     assert torch.equal(torch.cat(locations), r["locations"])
     targets = assign_targets(
@@ -172,9 +238,10 @@ def test_fcos_targets(recorded: Callable[[str], Recording], centre: str) -> None
         [r["gt_boxes0"], r["gt_boxes1"], torch.zeros(0, 4)],
         [r["gt_classes0"], r["gt_classes1"], torch.zeros(0, dtype=torch.int64)],
         num_classes=80,
-        padded_size=(480, 672),
+        padded_size=tuple(r["padded_hw"].tolist()),
         centre_on_bitmask=centre == "bitmask_center",
     )
+    assert len(targets.labels) == int(r["num_images"]) * len(r["locations"])
     assert torch.equal(targets.labels, r[f"{centre}_labels"].long())
     positives = r[f"{centre}_pos_inds"].long()
     assert torch.equal(targets.positives, positives)
@@ -199,10 +266,18 @@ def test_fcos_losses(recorded: Callable[[str], Recording], quality: str) -> None
         [r["gt_boxes0"], r["gt_boxes1"]],
         [r["gt_classes0"], r["gt_classes1"]],
         num_classes=80,
-        padded_size=(128, 192),
+        padded_size=tuple(r["padded_hw"].tolist()),
         centre_on_bitmask=False,
     )
     assert torch.equal(targets.positives, r["pos_inds"])
+    assert torch.equal(targets.labels[targets.positives], r["pos_labels"])
+    assert torch.equal(targets.box_indices[targets.positives], r["pos_gt_inds"])
+    assert torch.equal(targets.image_indices, r["pos_im_inds"])
+    assert torch.equal(targets.levels, r["pos_fpn_levels"])
+    assert torch.equal(targets.locations, r["pos_locations"])
+    assert_value(targets.offsets, r["pos_reg_targets"])
+    assert_value(targets.centerness, r["pos_ctrness_targets"])
+    assert_value(targets.centerness.sum(), r["loss_denorm"])
     flat = {
         kind: torch.cat([m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in levels])
         for kind, levels in maps.items()
@@ -233,29 +308,44 @@ def test_depth_similarity(recorded: Callable[[str], Recording]) -> None:
     r = recorded("depth_similarity")
     depth = downsample_to_mask_grid(r["depth_u8"][None], (192, 256))
     assert_value(depth, r["depth_stride4"])
+    padded = downsample_to_mask_grid(r["depth_padded_u8"][None], (192, 256))
+    assert torch.equal(padded, depth)
     assert_value(neighbour_similarity(depth[None], r["image_mask_s4"][None]), r["similarity"])
 
 
 def test_depth_loss(recorded: Callable[[str], Recording]) -> None:
     r = recorded("depth_loss")
-    depth = r["pred_depth_stride4"].clone().requires_grad_()
-    extents = extents_of(r["gt_bitmasks_s4"])[r["gt_inds"]]
-    loss = depth_loss(depth[:, 0], r["depth_stride4"][:, 0], r["im_inds"], extents)
+    pseudo = torch.stack(
+        [downsample_to_mask_grid(r[f"depth_u8_im{image}"][None], (192, 256)) for image in (0, 1)]
+    )
+    assert_value(pseudo, r["depth_stride4"])
+    _, depth = run_recorded_head(r, "multiply")
+    assert depth is not None
+    depth.retain_grad()
+    assert_value(depth[:, None], r["pred_depth_stride4"])
+    extents = recorded_boxes(r)[r["gt_inds"]]
+    loss = depth_loss(depth, r["depth_stride4"][:, 0], r["im_inds"], extents)
     loss.backward()
     assert_value(loss, r["loss_ins_depth"])
-    assert_gradient(depth.grad, r["grad_pred_depth"])
+    assert depth.grad is not None
+    assert_gradient(depth.grad[:, None], r["grad_pred_depth"])
+    assert_gradient(r["mask_feats"].grad, r["grad_mask_feats"])
+    assert_gradient(r["params"].grad, r["grad_params"])
 
 
 def test_depth_and_color_pairwise_in_one_pass(recorded: Callable[[str], Recording]) -> None:
     r = recorded("depth_pairwise")
-    logits = r["mask_logits_s4"][:, 0]
-    extents = extents_of(r["gt_bitmasks_s4"])[r["gt_inds"]]
+    with torch.no_grad():
+        logits, _ = run_recorded_head(r, "multiply")
+    assert_value(logits[:, None], r["mask_logits_s4"], atol=1e-5)
+    extents = recorded_boxes(r)[r["gt_inds"]]
     everywhere = torch.tensor([0, 48, 0, 64]).expand(8, 4)
-    color = edges_from_similarity(r["color_similarity"], 0.3)
-    depth = edges_from_similarity(r["depth_similarity"], 0.8)
+    color = edges_from_similarity(r["color_similarity"], float(r["color_thresh"]))
+    depth = edges_from_similarity(r["depth_similarity"], float(r["depth_sim_thresh"]))
     colored, inside, outside = pairwise_losses(
         logits, [color, depth, depth], r["im_inds"], [extents, extents, everywhere]
     )
+    assert int(r["warmup_iters"]) == 1000
     # The recording's warm-ups: colour min(t / 1000, 1), depth min((t − 1000) / 1000, 1).
     assert_value(colored * 0.5, r["loss_pairwise_iter500"])
     assert_value(colored, r["loss_pairwise_iter1500"])
@@ -267,10 +357,12 @@ def test_depth_and_color_pairwise_in_one_pass(recorded: Callable[[str], Recordin
 
 def test_reliable_dice(recorded: Callable[[str], Recording]) -> None:
     r = recorded("pseudo_dice")
-    logits = r["mask_logits_s4"].clone().requires_grad_()
-    boxes = extents_of(r["gt_bitmasks_s4"])
+    logits, _ = run_recorded_head(r, "multiply")
+    assert_value(logits[:, None], r["mask_logits_s4"], atol=1e-5)
+    logits.retain_grad()
+    boxes = recorded_boxes(r)
     loss = reliable_dice_loss(
-        logits[:, 0],
+        logits,
         r["gt_inds"],
         r["pseudo_masks_s4"],
         r["pseudo_scores"],
@@ -279,4 +371,12 @@ def test_reliable_dice(recorded: Callable[[str], Recording]) -> None:
     )
     loss.backward()
     assert_value(loss, r["loss_pseudo_masks"])
-    assert_gradient(logits.grad, r["grad_mask_logits"])
+    assert logits.grad is not None
+    assert_gradient(logits.grad[:, None], r["grad_mask_logits"])
+    for index, expected in enumerate(r["dice_per_pred"]):
+        one = slice(index, index + 1)
+        every_score = reliable_dice_loss(
+            logits[one], r["gt_inds"][one], r["pseudo_masks_s4"], r["pseudo_scores"], boxes,
+            threshold=0.0,
+        )  # fmt: skip
+        assert_value(every_score, expected)

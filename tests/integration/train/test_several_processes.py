@@ -1,0 +1,133 @@
+"""Several processes act as one: in their statistics, in an error, and in a resumed run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.engine import launch
+
+from segtrain.checkpoints import list_checkpoints, load_state
+
+TWO_STEPS: dict[str, Any] = {
+    "train.max_iter": 2,
+    "train.distill_from": 0.0,
+    "train.num_processes": 2,
+    "schedule.warmup": 0.0,
+    "dataloader.train.num_workers": 0,
+    "dataloader.train.augmentation.short_sides": [64],
+}
+
+
+def _run_by_two(work: Callable[..., None], *args: Any) -> None:
+    # A process that waits for one that has stopped must fail the test, not stall it.
+    launch(work, 2, dist_url="auto", args=args, timeout=timedelta(seconds=90))
+
+
+@pytest.fixture(scope="module")
+def records_of_two(
+    tmp_path_factory: pytest.TempPathFactory, load_tiny: Callable[..., Any], joint_work: Any
+) -> dict[str, Any]:
+    """What two processes saw of two sound steps, and of a step that fails in the second of them."""
+    folder = tmp_path_factory.mktemp("two")
+    cfg = load_tiny(TWO_STEPS | {"train.teacher_momentum": 0.5})
+    _run_by_two(joint_work.train_and_fail, cfg, folder / "sound", folder / "failed")
+    return {"failed_dir": folder / "failed"} | {
+        name: [torch.load(joint_work.rank_file(folder / name, rank)) for rank in (0, 1)]
+        for name in ("sound", "failed")
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_mean_of_their_batch_statistics(
+    records_of_two: dict[str, Any],
+) -> None:
+    one, other = records_of_two["sound"]
+    assert len(one) == len(other) == 2
+    for step, other_step in zip(one, other, strict=True):
+        own, other_own = step["own"], other_step["own"]
+        assert own
+        for name, value in own.items():
+            assert not torch.equal(value, other_own[name]), name
+            mean = (value + other_own[name]) / 2
+            torch.testing.assert_close(step["student"][name], mean, msg=name)
+        for model in ("student", "teacher"):
+            for name, value in step[model].items():
+                assert torch.equal(value, other_step[model][name]), f"{model} {name}"
+    # The teacher follows these statistics, each step a share of the way.
+    for name in one[0]["own"]:
+        before, after = one[0]["teacher"][name], one[1]["teacher"][name]
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, 0.5 * (before + one[1]["student"][name]), msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_before_a_step_that_is_not_finite_in_one(
+    records_of_two: dict[str, Any],
+) -> None:
+    one, other = records_of_two["failed"]
+    for broken in ("loss", "gradient"):
+        assert one[broken]["message"] == other[broken]["message"]
+        assert one[broken]["is_unchanged"]
+        assert other[broken]["is_unchanged"]
+        assert not list_checkpoints(records_of_two["failed_dir"] / broken)
+    # A loss is one process's own, so its images are named; a gradient is everybody's.
+    (sound,), (guilty,) = one["loss"]["images"], other["loss"]["images"]
+    assert "iteration 0: loss_proj = nan" in one["loss"]["message"]
+    assert guilty in one["loss"]["message"]
+    assert sound not in one["loss"]["message"]
+    assert "iteration 0: gradient norm = inf" in one["gradient"]["message"]
+    assert f"images: {sound}, {guilty}." in one["gradient"]["message"]
+
+
+@pytest.mark.slow
+def test_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path,
+    load_tiny: Callable[..., Any],
+    joint_work: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Five batches of two of eight images, so that a pass ends on the way.
+    changes = TWO_STEPS | {
+        "train.max_iter": 5,
+        "train.checkpoint_period": 1,
+        # A batch norm would see other batches.
+        "model.norm": "GN",
+    }
+    by_two, by_one = load_tiny(changes), load_tiny(changes | {"train.num_processes": 1})
+    whole = joint_work.train_and_record_images(by_one, tmp_path / "whole")
+    joint_work.train_and_record_images(by_one, tmp_path / "one-two", stop_at=3)
+    caplog.clear()
+    _run_by_two(
+        joint_work.resume_one_and_stop_one, by_two, tmp_path / "one-two", tmp_path / "two-one", 3
+    )
+    records = {
+        run: [torch.load(joint_work.rank_file(tmp_path / run, rank)) for rank in (0, 1)]
+        for run in ("one-two", "two-one")
+    }
+    last = joint_work.train_and_record_images(by_one, tmp_path / "two-one")
+
+    # Cut off after the third iteration, before its checkpoint, so it is done again.
+    def joined(run: str) -> dict[int, list[str]]:
+        one, other = (record["images"] for record in records[run])
+        assert one.keys() == other.keys()
+        return {iteration: one[iteration] + other[iteration] for iteration in one}
+
+    assert joined("one-two") == {n: whole[n] for n in (3, 4, 5)}
+    assert joined("two-one") == {n: whole[n] for n in (1, 2, 3)}
+    assert last == {n: whole[n] for n in (3, 4, 5)}
+    warning = "the run had {} processes and has {} now"
+    for record in records["one-two"]:
+        assert any(warning.format(1, 2) in text for text in record["warnings"])
+    assert warning.format(2, 1) in caplog.text
+
+    expected = load_state(tmp_path / "whole" / "model_final.pth")
+    for run in ("one-two", "two-one"):
+        final = load_state(tmp_path / run / "model_final.pth")
+        assert final["iteration"] == 5
+        for name, value in final["model"].items():
+            torch.testing.assert_close(value, expected["model"][name], rtol=1e-3, atol=1e-4)
