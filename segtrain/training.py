@@ -113,7 +113,7 @@ class TrainSettings:
         keep_checkpoints: how many are kept.
         log_period: iterations that one row of metrics.jsonl averages over.
         tensorboard: write TensorBoard events.
-        output_dir: folder of the run.
+        output_dir: folder of the run, for commands that are not told one; the trainer gets its own.
         num_processes: processes on this machine.
         num_machines: machines.
         machine_rank: of this machine.
@@ -137,7 +137,7 @@ class TrainSettings:
     keep_checkpoints: int = 2
     log_period: int = 20
     tensorboard: bool = True
-    output_dir: str = "runs/default"
+    output_dir: str | None = None
     num_processes: int = 1
     num_machines: int = 1
     machine_rank: int = 0

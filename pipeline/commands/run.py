@@ -29,7 +29,7 @@ def run(
     chosen = assignments or []
     with stdout_kept_clean():
         config = load_config(config_name, chosen)
-        folder = output or default_run_folder(config_name)
+        folder = output or default_run_folder(config_name, config)
         if dry_run:
             plan = plan_of(config, folder, list(STAGES))
         else:
@@ -67,8 +67,11 @@ def resume(
     raise typer.Exit(invoke([*words, "--json"] if as_json else words))
 
 
-def default_run_folder(config_name: str) -> Path:
-    """`runs/<folder>-<name>` for `configs/<folder>/<name>.py`."""
+def default_run_folder(config_name: str, config: Any) -> Path:
+    """The config's `train.output_dir`, else `runs/<folder>-<name>` for `<folder>/<name>.py`."""
+    chosen = config.train.get("output_dir")
+    if chosen:
+        return Path(chosen)
     path = Path(config_name)
     parts = [path.parent.name] if path.parent.name not in ("", "configs") else []
     return Path("runs") / "-".join([*parts, path.stem])

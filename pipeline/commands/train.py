@@ -26,7 +26,7 @@ def train(
     chosen = assignments or []
     with stdout_kept_clean():
         config = load_config(config_name, chosen)
-        folder = output or default_run_folder(config_name)
+        folder = output or default_run_folder(config_name, config)
         if dry_run:
             plan = plan_of(config, folder, ["train"])
         else:

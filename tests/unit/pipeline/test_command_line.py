@@ -123,3 +123,20 @@ def test_restart_keeps_the_command_and_sets_the_allocator(tmp_path):
     )
     out, _ = process.communicate(timeout=60)
     assert out.split("\n")[0] == f"0 {process.pid} train a b"
+
+
+@pytest.mark.parametrize("verb", ["train", "run"])
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        ([], "runs/demo-full"),
+        (["--set", "train.output_dir=elsewhere"], "elsewhere"),
+        (["--set", "train.output_dir=elsewhere", "--output", "here"], "here"),
+    ],
+)
+def test_run_folder_is_the_option_then_the_configs_then_named_after_it(
+    verb, options, folder, capsys
+):
+    command = [verb, "configs/demo/full.py", "--dry-run", "--json", *options]
+    assert invoke(command) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out)["run"] == folder
