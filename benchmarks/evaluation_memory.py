@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from taking_turns import forget_peak, memory_mib
 
 PHOTO_SIZE = (4000, 3000)
 CONFIG = Path(__file__).resolve().parents[1] / "configs/demo/full.py"
@@ -87,25 +88,17 @@ def evaluate_photo(folder: Path, num_masks: int) -> dict[str, Any]:
     # Boxes that are not empty: every guess is kept.
     state["proposal_generator.fcos_head.bbox_pred.bias"].fill_(2.0)
     save_atomically({"model": state}, weights)
-    # Forget the peak of what came before: building the network takes more than showing it a photo.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_mib()
+    forget_peak()  # building the network takes more than showing it a photo
+    before = int(memory_mib("VmHWM"))
     metrics = evaluate_model(cfg, weights, folder)
     num_bytes = (folder / "results.json").stat().st_size
     return {
         "num_masks": metrics["num_results"],
-        "peak_mib": peak_mib(),
+        "peak_mib": int(memory_mib("VmHWM")),
         "peak_before_mib": before,
         "results_mib": round(num_bytes / 2**20, 1),
         "seconds": round(metrics["seconds_per_image"], 1),
     }
-
-
-def peak_mib() -> int:
-    """High-water mark of this process's resident memory."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) // 1024
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from random_dpt import write_dpt
 
 from depthcache.garbage_collection import collect_garbage
 from depthcache.precompute import precompute_depth
@@ -62,7 +63,7 @@ def kill_and_resume(folder: Path, num_kills: int, seed: int, on_cluster: bool) -
     """Do as the module says; raises AssertionError when a check fails."""
     images = write_images(folder / "images")
     model = folder / "model"
-    wait_for(fork(lambda: write_model(model)))
+    wait_for(fork(lambda: write_dpt(model, hidden_size=16, num_layers=4, side=32)))
     start = time.monotonic()
     wait_for(fork_run(images, model, folder / "reference", None, None))
     usual_seconds = time.monotonic() - start
@@ -260,21 +261,6 @@ def write_images(folder: Path) -> list[Path]:
         pixels = rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:03d}.png")
     return sorted(folder.iterdir())
-
-
-def write_model(folder: Path) -> None:
-    """A DPT of two thousand weights."""
-    import torch
-    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
-
-    torch.manual_seed(0)
-    config = DPTConfig(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16,
-        image_size=32, patch_size=16, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False,
-        neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, reassemble_factors=[4, 2, 1, 0.5],
-    )  # fmt: skip
-    DPTForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from random_dpt import write_dpt
 from taking_turns import DEFAULT, TUNED, Side, compare, ratio, report, serve
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor, pipeline
+from transformers import pipeline
 
 from depthcache import image_key
 from depthcache.depth_models import DepthModel, load_depth_model
@@ -95,7 +96,7 @@ def main() -> None:
 def compare_sides(folder: Path, settings: Any) -> dict[str, Any]:
     """How stage one stands to the other sides, by the clock and in processor time."""
     hidden_size, num_layers = (1024, 24) if settings.large else (768, 12)
-    write_model(folder / "dpt", hidden_size=hidden_size, num_layers=num_layers, side=384)
+    write_dpt(folder / "dpt", hidden_size=hidden_size, num_layers=num_layers, side=384)
     if settings.images is None:
         write_noise(folder / "images", settings.num_images, side=480)
         settings.images = folder / "images"
@@ -173,7 +174,7 @@ def compare_batches(model: Path, images: Sequence[Path]) -> dict[str, float]:
 
 def measure_curve(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
     """Stage one on ever more images with a tiny model."""
-    write_model(folder / "dpt", hidden_size=16, num_layers=4, side=32)
+    write_dpt(folder / "dpt", hidden_size=16, num_layers=4, side=32)
     curve = {}
     for size in sorted(sizes):
         images = folder / f"images-{size}"
@@ -199,20 +200,6 @@ def write_noise(folder: Path, num_images: int, side: int = 32) -> None:
     for number in range(num_images):
         pixels = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:06d}.png", compress_level=1)
-
-
-def write_model(folder: Path, *, hidden_size: int, num_layers: int, side: int) -> None:
-    """A plain DPT with random weights."""
-    torch.manual_seed(0)
-    width = hidden_size // 4
-    config = DPTConfig(
-        hidden_size=hidden_size, num_hidden_layers=num_layers, intermediate_size=4 * hidden_size,
-        num_attention_heads=max(hidden_size // 64, 2), image_size=side, patch_size=16,
-        backbone_out_indices=[num_layers * k // 4 - 1 for k in range(1, 5)], is_hybrid=False,
-        neck_hidden_sizes=[width // 2, width, 2 * width, 2 * width], fusion_hidden_size=width,
-    )  # fmt: skip
-    DPTForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
 
 
 if __name__ == "__main__":

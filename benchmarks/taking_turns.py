@@ -96,7 +96,7 @@ def serve(run: Callable[[], None]) -> None:
     print("ready", flush=True)
     for _ in sys.stdin:
         before = memory_mib("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        forget_peak()
         started, cpu_started = time.perf_counter(), time.process_time()
         run()
         answer = {
@@ -106,6 +106,11 @@ def serve(run: Callable[[], None]) -> None:
             "extra_mib": memory_mib("VmHWM") - before,
         }
         print(json.dumps(answer), flush=True)
+
+
+def forget_peak() -> None:
+    """Let the high-water mark of this process's memory, VmHWM, start anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_mib(field: str) -> float:

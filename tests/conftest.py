@@ -41,6 +41,30 @@ def shared_dir() -> Path:
     return shared
 
 
+def _with_threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small networks, which threads only slow down."""
+    yield from _with_threads(1)
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """As runs have them: equal bits must not need a single thread.
+
+    Their number must be the same in all runs that are compared: sums depend on it.
+    """
+    yield from _with_threads(2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
     """An empty bucket of a real S3 server.

@@ -554,17 +554,16 @@ class CondInst(nn.Module):
         detections = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
         mask_features = self.mask_branch(features)
         return [
-            (found, self._masks_of(found, image, box_features, mask_features))
+            (found, self._masks_of(found, image, box_features, mask_features)[0])
             for image, found in enumerate(detections)
         ]
 
     def _mask_parameters(self, patches: torch.Tensor) -> torch.Tensor:
-        """(I, P) float32: what the controller predicts at the given 3×3 neighbourhoods (I, 9·C).
+        """(I, P): what the controller predicts at the given 3×3 neighbourhoods (I, 9·C).
 
-        In float32 under autocast too: the weights of a network are no place for rounded values.
+        Callers leave autocast for it: the weights of a network are no place for rounded values.
         """
-        with torch.autocast(self.device.type, enabled=False):
-            return F.linear(widen(patches), self.controller.weight.flatten(1), self.controller.bias)
+        return F.linear(widen(patches), self.controller.weight.flatten(1), self.controller.bias)
 
     def _masks_of(
         self,
@@ -572,11 +571,12 @@ class CondInst(nn.Module):
         image: int,
         box_features: Sequence[torch.Tensor],
         mask_features: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mask logits of an image's detections, and their depth where the model predicts it."""
         image_indices = torch.full_like(found.levels, image)
         patches = gather_patches(box_features, found.levels, image_indices, found.cells)
         with torch.autocast(self.device.type, enabled=False):
-            logits, _ = run_dynamic_head(
+            return run_dynamic_head(
                 mask_features[image : image + 1],
                 self._mask_parameters(patches),
                 found.locations,
@@ -584,7 +584,6 @@ class CondInst(nn.Module):
                 torch.zeros_like(image_indices),
                 depth_form=self.depth_form,
             )
-        return logits
 
     @torch.no_grad()
     def _inference(self, batched_inputs: BatchedInputs) -> list[dict[str, Instances]]:
@@ -641,16 +640,7 @@ class CondInst(nn.Module):
         mask_features = self.mask_branch(features)
         results = []
         for image, detections in enumerate(found):
-            indices = torch.full_like(detections.levels, image)
-            patches = gather_patches(box_features, detections.levels, indices, detections.cells)
-            logits, depth = run_dynamic_head(
-                mask_features[image : image + 1],
-                self._mask_parameters(patches),
-                detections.locations,
-                self.mask_head.sizes_of_interest[detections.levels],
-                torch.zeros_like(indices),
-                depth_form=self.depth_form,
-            )
+            logits, depth = self._masks_of(detections, image, box_features, mask_features)
             assert depth is not None
             weights = logits.sigmoid() + 1e-3
             results.append((weights * depth).sum(0) / weights.sum(0).clamp(min=1e-3))
@@ -694,7 +684,7 @@ class CondInst(nn.Module):
                 boxes,
                 classes,
             )
-            logits = self._masks_of(found, image, box_features, mask_features)
+            logits, _ = self._masks_of(found, image, box_features, mask_features)
             output_size = (int(entry.get("height", size[0])), int(entry.get("width", size[1])))
             results.append(self._boxed_masks(logits, boxes, classes, scores, size, output_size))
         return results

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from detectron2.config import LazyConfig
 from omegaconf import OmegaConf
 
@@ -136,18 +135,6 @@ def joint_work() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent)
         yield importlib.import_module("joint_work")
-
-
-@pytest.fixture(scope="module")
-def two_threads() -> Iterator[None]:
-    """As runs have them: equal bits must not need a single thread.
-
-    Their number must be the same in all runs that are compared: sums depend on it.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

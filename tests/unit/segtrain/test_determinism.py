@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from segtrain.determinism import deterministic_algorithms
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def _gathered_gradients(num_repeats: int) -> set[bytes]:
@@ -34,7 +24,7 @@ def _gathered_gradients(num_repeats: int) -> set[bytes]:
     return seen
 
 
-@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.usefixtures("two_threads")
 def test_gradient_of_a_gather_has_one_value_on_two_threads() -> None:
     # Without it they differ, here within a few repeats.
     with deterministic_algorithms(CPU, enabled=True):
