@@ -214,9 +214,8 @@ def render_page(
     """The page as one HTML text."""
     losses = list(dict.fromkeys(name for curves in curves_by_run.values() for name in curves))
     charts = "".join(
-        render_chart(
-            name, {run: curves[name] for run, curves in curves_by_run.items() if name in curves}
-        )
+        # Every run, also one without this loss: its place among them is its colour.
+        render_chart(name, {run: curves.get(name, []) for run, curves in curves_by_run.items()})
         for name in losses
     )
     packages = environment.get("packages", {})
@@ -252,7 +251,8 @@ def render_chart(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) 
 
     Args:
         title: name of the loss.
-        series: run name → (iteration, value); drawn from 0 to the highest value.
+        series: run name → (iteration, value), empty where a run has none; drawn from 0 to the
+            highest value, in the colour that the legend gives the run.
     """
     width, height, left, bottom, top = 340, 190, 44, 24, 10
     points = [point for line in series.values() for point in line]
@@ -279,6 +279,8 @@ def render_chart(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) 
         text = f'<text x="{x:.1f}" y={height - 6} text-anchor={anchor}>{iteration}</text>'
         parts.append(text)
     for index, line in enumerate(series.values()):
+        if not line:
+            continue
         stride = max(1, len(line) // _MAX_CURVE_POINTS)
         drawn = " ".join(place(iteration, max(value, 0.0)) for iteration, value in line[::stride])
         parts.append(f'<polyline class="s{index % _NUM_SERIES_COLOURS}" points="{drawn}"/>')

@@ -99,6 +99,15 @@ def test_chart_places_first_and_last_point():
     assert y0 < y1  # SVG's y grows downwards
 
 
+def test_curve_of_one_run_has_the_colour_of_the_legend():
+    line = [(0, 4.0), (100, 1.0)]
+    page = _page(
+        metrics_by_run={}, curves_by_run={"a": {"loss_proj": line}, "b": {"loss_depth": line}}
+    )
+    colours = re.findall(r'<polyline class="(s\d)"', page)
+    assert (colours[:2], colours[2:]) == (["s0", "s1"], ["s0", "s1"])  # legend, charts
+
+
 def test_near_is_brighter_than_far_and_nan_is_grey():
     picture = colour_depth(np.array([[0.0, 1.0, np.nan]], np.float32))
     assert picture[0, 1].astype(int).sum() > picture[0, 0].astype(int).sum()
