@@ -1,7 +1,7 @@
 """Stage one beside the bare forward pass and beside transformers' pipeline; its cost by size.
 
     python benchmarks/stage_one.py --images DIR
-    python benchmarks/stage_one.py --images DIR --large --num-images 6
+    python benchmarks/stage_one.py --images DIR --large --num-images 64 --forward-only
     python benchmarks/stage_one.py --curve 100 1000 10000
 
 The model is a DPT with random weights, the photos are real where DIR has some. Stage one and the
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--precision", default="bf16", help="of stage one and of the bare pass")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forward-only", action="store_true", help="leave transformers out")
     parser.add_argument("--large", action="store_true", help="a ViT-L, as DPT-large; else a ViT-B")
     parser.add_argument("--curve", type=int, nargs="+", metavar="IMAGES", help="cost by size")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -105,13 +106,14 @@ def compare_sides(folder: Path, settings: Any) -> dict[str, Any]:
         *("--num-images", str(settings.num_images), "--batch-size", str(settings.batch_size)),
         *("--precision", settings.precision, "--threads", str(settings.threads)),
     ]
-    measured = compare(__file__, SIDES, options, settings.rounds)
+    sides = SIDES[:2] if settings.forward_only else SIDES
+    measured = compare(__file__, sides, options, settings.rounds)
     print(f"seconds for {settings.num_images} images", flush=True)
-    report(SIDES, measured)
+    report(sides, measured)
     names = ["of_forward_throughput", "times_pipeline", "times_pipeline_with_tuned_allocator"]
     return {
         name: [round(ratio(other, measured[0], key), 3) for key in ("seconds", "cpu_seconds")]
-        for name, other in zip(names, measured[1:], strict=True)
+        for name, other in zip(names[: len(sides) - 1], measured[1:], strict=True)
     } | {"batch_rounding": compare_batches(folder / "dpt", list_images(settings)[:4])}
 
 

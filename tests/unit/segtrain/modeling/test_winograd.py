@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segtrain.modeling.winograd import convolve_3x3, is_faster_by_tiles
+from segtrain.modeling.winograd import convolve_3x3, tiled_dtype
 
 # Whole tiles, and a last row and column of tiles that reach outside the map.
 SIZES = [(32, 64), (45, 47)]
@@ -19,7 +19,7 @@ def test_values_and_gradients_equal_those_of_float64(size: tuple[int, int], has_
     x = torch.randn(2, 96, *size, generator=generator).requires_grad_()
     weight = (torch.randn(80, 96, 3, 3, generator=generator) / 30).requires_grad_()
     bias = torch.randn(80, generator=generator).requires_grad_() if has_bias else None
-    assert is_faster_by_tiles(x, weight)
+    assert tiled_dtype(x, weight) == torch.float32
     upstream = torch.randn(2, 80, *size, generator=generator)
 
     # In place, as the layers of the network do it.
@@ -39,15 +39,48 @@ def test_values_and_gradients_equal_those_of_float64(size: tuple[int, int], has_
         assert relative_error(leaf.grad, own.grad) < 1e-4
 
 
-def test_small_maps_half_precision_and_autocast_take_the_ordinary_way() -> None:
-    weight = torch.zeros(96, 96, 3, 3)
-    large = torch.zeros(1, 96, 64, 64)
-    assert is_faster_by_tiles(large, weight)
-    assert not is_faster_by_tiles(torch.zeros(1, 96, 16, 16), weight)
-    assert not is_faster_by_tiles(large.bfloat16(), weight.bfloat16())
+@pytest.mark.parametrize("size", [(64, 96), (61, 95)])
+def test_autocast_convolves_as_usual_and_rounds_gradients_little(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 96, *size, generator=generator).requires_grad_()
+    weight = (torch.randn(80, 96, 3, 3, generator=generator) / 30).requires_grad_()
+    bias = torch.randn(80, generator=generator).requires_grad_()
+    upstream = torch.randn(2, 80, *size, generator=generator).bfloat16()
+
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not is_faster_by_tiles(large, weight)
-        assert convolve_3x3(large, weight).dtype == torch.bfloat16
+        assert tiled_dtype(x, weight) == torch.bfloat16
+        output = convolve_3x3(x, weight, bias)
+        usual = F.conv2d(x, weight, bias, padding=1)
+    output.backward(upstream)
+
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, usual)
+    wide = [leaf.detach().double().requires_grad_() for leaf in (x.bfloat16(), weight, bias)]
+    F.conv2d(wide[0], wide[1], wide[2], padding=1).backward(upstream.double())
+    for leaf, own in zip((x, weight, bias), wide, strict=True):
+        assert leaf.grad is not None
+        assert own.grad is not None
+        assert leaf.grad.dtype == torch.float32
+        rounding = leaf.grad.double() - own.grad
+        assert rounding.norm() < (0.005 if leaf is bias else 0.025) * own.grad.norm()
+        # It is noise: transforms that were rounded themselves would bend all gradients one way.
+        assert abs(float((rounding * own.grad).sum())) < 1e-3 * float(own.grad.square().sum())
+
+
+def test_small_maps_half_precision_and_inference_in_autocast_take_the_ordinary_way() -> None:
+    weight = torch.zeros(96, 96, 3, 3, requires_grad=True)
+    large = torch.zeros(1, 96, 96, 96)
+    assert tiled_dtype(large, weight) == torch.float32
+    assert tiled_dtype(torch.zeros(1, 96, 16, 16), weight) is None
+    assert tiled_dtype(large.bfloat16(), weight.bfloat16()) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tiled_dtype(large, weight) == torch.bfloat16
+        assert tiled_dtype(large, weight.detach()) is None
+        with torch.no_grad():
+            assert tiled_dtype(large, weight) is None
+            assert convolve_3x3(large, weight).dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert tiled_dtype(large, weight) is None
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
