@@ -51,7 +51,9 @@ class LocalTier:
             payload = strip_crc(path.read_bytes(), str(path))
             height, width, bits, low, high = _HEADER.unpack_from(payload)
             inverse_depth = EncodedMap(
-                chunk=bytes(payload[_HEADER.size :]),
+                chunk=bytes(
+                    payload[_HEADER.size :]
+                ),  # its own crc32c lies within the checked bytes
                 shape=(height, width),
                 bits=bits,
                 value_range=(low, high),

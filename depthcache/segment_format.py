@@ -23,7 +23,8 @@ _CRC_OF_CHECKED = 0x48674BC7  # crc32c of any bytes with their own crc32c behind
 # Chosen by benchmarks/depth_encodings.py; one block for most maps is smaller and faster to decode
 # than blosc's own choice. Decoding reads the settings from the chunk.
 _BLOCK_BYTES = 2**19
-_BLOSC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE, blocksize=_BLOCK_BYTES)
+_LEVEL = 4
+_BLOSC = Blosc(cname="zstd", clevel=_LEVEL, shuffle=Blosc.SHUFFLE, blocksize=_BLOCK_BYTES)
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
 
@@ -85,7 +86,17 @@ def decode_map(data: bytes, shape: tuple[int, int], bits: int, what: str) -> npt
     Raises:
         CacheCorruptError: the chunk is damaged or has another size.
     """
-    payload = strip_crc(data, what)
+    return decode_checked(strip_crc(data, what), shape, bits, what)
+
+
+def decode_checked(
+    payload: bytes | memoryview, shape: tuple[int, int], bits: int, what: str
+) -> npt.NDArray[Any]:
+    """Decode an inner chunk whose crc32c was found right and removed.
+
+    Raises:
+        CacheCorruptError: the chunk is of another size or no chunk.
+    """
     try:
         plain = _BLOSC.decode(payload)
         return np.frombuffer(plain, dtype=stored_dtype(bits)).reshape(shape)
@@ -141,7 +152,7 @@ def maps_metadata(
         "configuration": {
             "typesize": dtype.itemsize,
             "cname": "zstd",
-            "clevel": 3,
+            "clevel": _LEVEL,
             "shuffle": "shuffle",
             "blocksize": _BLOCK_BYTES,
         },

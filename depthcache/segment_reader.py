@@ -26,7 +26,7 @@ class EncodedMap:
     """One map as it lies in a shard.
 
     Attributes:
-        chunk: compressed codes with their crc32c.
+        chunk: compressed codes with their crc32c, which whoever read them has checked.
         shape: (H, W).
         bits: significant bits.
         value_range: the map's minimum and maximum.
@@ -45,7 +45,7 @@ class EncodedMap:
         Raises:
             CacheCorruptError: bytes differ from what was written.
         """
-        codes = fmt.decode_map(self.chunk, self.shape, self.bits, self.place)
+        codes = fmt.decode_checked(memoryview(self.chunk)[:-4], self.shape, self.bits, self.place)
         try:
             return dequantise(codes, self.value_range, self.bits)
         except ValueError as error:

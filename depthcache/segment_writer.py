@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +17,9 @@ from depthcache.errors import CacheIncompleteError
 from depthcache.object_stores import LocalStore, ObjectStore
 from depthcache.quantisation import quantise
 from depthcache.shard_planning import SegmentPlan, ShardPlan
+
+# A map takes 5 ms, which must not hold a fast GPU up. Few cores are left to the forward pass.
+_NUM_ENCODERS = min(max((os.cpu_count() or 1) // 4, 1), 8)
 
 
 def hold_segment(store: ObjectStore, prefix: str) -> AbstractContextManager[None]:
@@ -51,22 +56,25 @@ def write_shard(
         All failures: those given, and maps that cannot be stored (not finite, other shape).
     """
     failed = dict(failures)
-    chunks: list[bytes | None] = []
+    chunks: list[bytes | None] = [None] * len(shard.keys)
     ranges = np.zeros((shard_rows, 2), dtype="<f4")
-    for row, key in enumerate(shard.keys):
+
+    def encode_row(row: int) -> None:
+        key = shard.keys[row]
         inverse_depth = maps.get(key)
-        chunk = None
         if inverse_depth is None:
-            pass  # a failure, or an image that a later run can compute
-        elif inverse_depth.shape != shard.shape:
+            return  # a failure, or an image that a later run can compute
+        if inverse_depth.shape != shard.shape:
             failed[key] = f"depth has shape {inverse_depth.shape}, planned {shard.shape}"
-        else:
-            try:
-                codes, ranges[row] = quantise(inverse_depth, bits)
-                chunk = fmt.encode_map(codes, bits)
-            except ValueError as error:
-                failed[key] = str(error)
-        chunks.append(chunk)
+            return
+        try:
+            codes, ranges[row] = quantise(inverse_depth, bits)
+            chunks[row] = fmt.encode_map(codes, bits)
+        except ValueError as error:
+            failed[key] = str(error)
+
+    with ThreadPoolExecutor(_NUM_ENCODERS) as encoders:
+        list(encoders.map(encode_row, range(len(shard.keys))))
     name = f"{shard.bucket}/c/{shard.number}"
     if failed:
         store.put(
