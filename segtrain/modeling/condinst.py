@@ -498,7 +498,8 @@ class CondInst(nn.Module):
             entry["teacher_image"] if "teacher_image" in entry else entry["image"]
             for entry in batched_inputs
         ]
-        predictions = teacher.predict_soft_masks(teacher_images)
+        # Predictions of classes that an image's boxes lack can never be matched.
+        predictions = teacher.predict_soft_masks(teacher_images, truth.classes)
         masks, scores = [], []
         first_box = 0
         for image, (detections, soft_masks) in enumerate(predictions):
@@ -537,14 +538,21 @@ class CondInst(nn.Module):
 
     @torch.no_grad()
     def predict_soft_masks(
-        self, images: Sequence[torch.Tensor]
+        self, images: Sequence[torch.Tensor], classes: Sequence[torch.Tensor] | None = None
     ) -> list[tuple[Detections, torch.Tensor]]:
-        """Detections of each image and their masks as probabilities at stride 4, (D, H, W)."""
+        """Detections of each image and their masks as probabilities at stride 4, (D, H, W).
+
+        Args:
+            images: (3, H, W) each.
+            classes: those wanted of each image; None takes all.
+        """
         batch = self._batch_images(images)
-        found = self._detect(batch.tensor)
+        found = self._detect(batch.tensor, classes)
         return [(detections, logits.sigmoid()) for detections, logits in found]
 
-    def _detect(self, images: torch.Tensor) -> list[tuple[Detections, torch.Tensor]]:
+    def _detect(
+        self, images: torch.Tensor, classes: Sequence[torch.Tensor] | None = None
+    ) -> list[tuple[Detections, torch.Tensor]]:
         """Detections and mask logits at stride 4 of each image."""
         features = self.backbone(images)
         levels = [features[name] for name in LEVELS]
@@ -552,6 +560,11 @@ class CondInst(nn.Module):
         box_features = head.box_features(levels)
         offsets, quality = head.box_predictions(box_features)
         detections = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
+        if classes is not None:
+            detections = [
+                found.select(torch.isin(found.classes, wanted).nonzero()[:, 0])
+                for found, wanted in zip(detections, classes, strict=True)
+            ]
         mask_features = self.mask_branch(features)
         return [
             (found, self._masks_of(found, image, box_features, mask_features)[0])

@@ -14,7 +14,6 @@ Maps are in channels-last memory, so that every copy and product runs along chan
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,57 +26,87 @@ _WINDOW = TILE + 2
 _Matrix = tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Transforms:
-    """The three transforms, of rows and columns together, and how many tiles go at once.
+class _Transform:
+    """A linear map of square tiles: the same matrix along rows and along columns."""
 
-    Attributes:
-        input: (36, 36), in the type of the maps.
-        kernel: (36, 9), float32: weights are transformed before they are rounded.
-        output: (16, 36), in the type of the maps.
+    def __init__(self, matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self._matrix = matrix.to(dtype)
+        self._both_axes = torch.kron(matrix, matrix).to(dtype)
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """(n·n, K) to (m·m, K) with the (m, n) matrix.
+
+        One axis after the other is faster in float32; bfloat16 would round in between.
+        """
+        if tiles.dtype != torch.float32:
+            return self._both_axes @ tiles
+        size, width = self._matrix.shape
+        columns = torch.matmul(self._matrix, tiles.reshape(width, width, -1))
+        return (self._matrix @ columns.reshape(width, -1)).view(size * size, -1)
+
+
+class _Transforms:
+    """The transforms of one type of maps, and what is worth them (docs/performance.md).
+
+    Args:
+        dtype: of the maps.
+        input_66: of 6×6 tiles of the input.
+        kernel_63: of 3×3 kernels, in float32: weights are transformed before they are rounded.
+        output_46: back to 4×4 tiles of the output.
         tiles_per_chunk: so that the buffers of a chunk stay in the processor's cache.
         min_tiles: below these the transforms cost more than the products save.
-        min_channels: likewise (docs/performance.md).
+        min_channels: likewise.
     """
 
-    input: torch.Tensor
-    kernel: torch.Tensor
-    output: torch.Tensor
-    tiles_per_chunk: int
-    min_tiles: int
-    min_channels: int
-
-
-def _both_axes(matrix: _Matrix) -> torch.Tensor:
-    wide = torch.tensor(matrix, dtype=torch.float64)
-    return torch.kron(wide, wide).float()
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        *,
+        input_66: _Matrix,
+        kernel_63: _Matrix,
+        output_46: _Matrix,
+        tiles_per_chunk: int,
+        min_tiles: int,
+        min_channels: int,
+    ) -> None:
+        inputs, kernel, output = (
+            torch.tensor(matrix, dtype=torch.float64) for matrix in (input_66, kernel_63, output_46)
+        )
+        self.input = _Transform(inputs, dtype)
+        self.kernel = _Transform(kernel)
+        self.kernel_adjoint = _Transform(kernel.T)
+        self.output = _Transform(output, dtype)
+        self.output_adjoint = _Transform(output.T, dtype)
+        self.tiles_per_chunk = tiles_per_chunk
+        self.min_tiles = min_tiles
+        self.min_channels = min_channels
 
 
 _TRANSFORMS = {
     # Interpolation points 0, 1, −1, 2, −2 and infinity, as in the paper.
     torch.float32: _Transforms(
-        input=_both_axes(
-            (
-                (4, 0, -5, 0, 1, 0),
-                (0, -4, -4, 1, 1, 0),
-                (0, 4, -4, -1, 1, 0),
-                (0, -2, -1, 2, 1, 0),
-                (0, 2, -1, -2, 1, 0),
-                (0, 4, 0, -5, 0, 1),
-            )
+        torch.float32,
+        input_66=(
+            (4, 0, -5, 0, 1, 0),
+            (0, -4, -4, 1, 1, 0),
+            (0, 4, -4, -1, 1, 0),
+            (0, -2, -1, 2, 1, 0),
+            (0, 2, -1, -2, 1, 0),
+            (0, 4, 0, -5, 0, 1),
         ),
-        kernel=_both_axes(
-            (
-                (1 / 4, 0, 0),
-                (-1 / 6, -1 / 6, -1 / 6),
-                (-1 / 6, 1 / 6, -1 / 6),
-                (1 / 24, 1 / 12, 1 / 6),
-                (1 / 24, -1 / 12, 1 / 6),
-                (0, 0, 1),
-            )
+        kernel_63=(
+            (1 / 4, 0, 0),
+            (-1 / 6, -1 / 6, -1 / 6),
+            (-1 / 6, 1 / 6, -1 / 6),
+            (1 / 24, 1 / 12, 1 / 6),
+            (1 / 24, -1 / 12, 1 / 6),
+            (0, 0, 1),
         ),
-        output=_both_axes(
-            ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+        output_46=(
+            (1, 1, 1, 1, 1, 0),
+            (0, 1, -1, 2, -2, 0),
+            (0, 1, 1, 4, 4, 0),
+            (0, 1, -1, 8, -8, 1),
         ),
         tiles_per_chunk=256,
         min_tiles=128,
@@ -86,34 +115,29 @@ _TRANSFORMS = {
     # Points 0, 1, −1, −1/2, 2 and infinity: of those whose matrices of both axes are exact in
     # bfloat16 they round least.
     torch.bfloat16: _Transforms(
-        input=_both_axes(
-            (
-                (2, 3, -4, -3, 2, 0),
-                (0, -2, -5, -1, 2, 0),
-                (0, 2, 1, -5, 2, 0),
-                (0, 2, -1, -2, 1, 0),
-                (0, -1, -2, 1, 2, 0),
-                (0, 2, 3, -4, -3, 2),
-            )
-        ).bfloat16(),
-        kernel=_both_axes(
-            (
-                (1 / 2, 0, 0),
-                (-1 / 6, -1 / 6, -1 / 6),
-                (1 / 6, -1 / 6, 1 / 6),
-                (-16 / 15, 8 / 15, -4 / 15),
-                (1 / 30, 1 / 15, 2 / 15),
-                (0, 0, 1 / 2),
-            )
+        torch.bfloat16,
+        input_66=(
+            (2, 3, -4, -3, 2, 0),
+            (0, -2, -5, -1, 2, 0),
+            (0, 2, 1, -5, 2, 0),
+            (0, 2, -1, -2, 1, 0),
+            (0, -1, -2, 1, 2, 0),
+            (0, 2, 3, -4, -3, 2),
         ),
-        output=_both_axes(
-            (
-                (1, 1, 1, 1, 1, 0),
-                (0, 1, -1, -1 / 2, 2, 0),
-                (0, 1, 1, 1 / 4, 4, 0),
-                (0, 1, -1, -1 / 8, 8, 1),
-            )
-        ).bfloat16(),
+        kernel_63=(
+            (1 / 2, 0, 0),
+            (-1 / 6, -1 / 6, -1 / 6),
+            (1 / 6, -1 / 6, 1 / 6),
+            (-16 / 15, 8 / 15, -4 / 15),
+            (1 / 30, 1 / 15, 2 / 15),
+            (0, 0, 1 / 2),
+        ),
+        output_46=(
+            (1, 1, 1, 1, 1, 0),
+            (0, 1, -1, -1 / 2, 2, 0),
+            (0, 1, 1, 1 / 4, 4, 0),
+            (0, 1, -1, -1 / 8, 8, 1),
+        ),
         tiles_per_chunk=1024,
         min_tiles=512,
         min_channels=80,
@@ -229,7 +253,7 @@ def _convolve_tiles(
     transforms = _TRANSFORMS[x_NCHW.dtype]
     num_images, channels, height, width = x_NCHW.shape
     outputs = len(weight_OC33)
-    kernels_36CO = transforms.kernel @ weight_OC33.permute(2, 3, 1, 0).reshape(9, -1)
+    kernels_36CO = transforms.kernel(weight_OC33.permute(2, 3, 1, 0).reshape(9, -1))
     kernels_36CO = kernels_36CO.view(-1, channels, outputs).to(x_NCHW.dtype)
     columns = _num_tiles(width)
     result = torch.empty(
@@ -239,11 +263,11 @@ def _convolve_tiles(
     )
     result_NHWO = result.permute(0, 2, 3, 1)
     for image, rows, tiles_36 in _input_tiles(x_NCHW, transforms.tiles_per_chunk):
-        inputs = (transforms.input @ tiles_36).view(36, -1, channels)
+        inputs = transforms.input(tiles_36).view(36, -1, channels)
         products = torch.bmm(inputs, kernels_36CO)
         if bias_O is not None:
             products[_CONSTANT_FREQUENCY] += bias_O
-        tiles = (transforms.output @ products.view(36, -1)).view(TILE, TILE, -1, columns, outputs)
+        tiles = transforms.output(products.view(36, -1)).view(TILE, TILE, -1, columns, outputs)
         result_NHWO[image, TILE * rows.start : TILE * rows.stop].view(
             -1, TILE, columns, TILE, outputs
         ).copy_(tiles.permute(2, 0, 3, 1, 4))
@@ -264,19 +288,19 @@ def _weight_gradient(x_NCHW: torch.Tensor, grad_NOHW: torch.Tensor) -> torch.Ten
     )
     kernels_36CO = torch.zeros(36, channels, outputs)
     for image, rows, tiles_36 in _input_tiles(x_NCHW, transforms.tiles_per_chunk):
-        inputs = (transforms.input @ tiles_36).view(36, -1, channels)
+        inputs = transforms.input(tiles_36).view(36, -1, channels)
         grads_16 = (
             grad_NHWO[image, TILE * rows.start : TILE * rows.stop]
             .view(-1, TILE, columns, TILE, outputs)
             .permute(1, 3, 0, 2, 4)
             .reshape(TILE * TILE, -1)
         )
-        grads = (transforms.output.T @ grads_16).view(36, -1, outputs)
+        grads = transforms.output_adjoint(grads_16).view(36, -1, outputs)
         if x_NCHW.dtype == torch.float32:
             kernels_36CO.baddbmm_(inputs.transpose(1, 2), grads)
         else:
             kernels_36CO += torch.bmm(inputs.transpose(1, 2), grads)
-    weight_9CO = transforms.kernel.T @ kernels_36CO.view(36, -1)
+    weight_9CO = transforms.kernel_adjoint(kernels_36CO.view(36, -1))
     return weight_9CO.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
 
 

@@ -63,6 +63,27 @@ def test_teacher_teaches_and_stays_out_of_the_state_dict(
     assert student.pop_metrics() == {}
 
 
+def test_soft_masks_of_some_classes_are_those_of_all(
+    make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
+) -> None:
+    model = make_model(depth_layer=True).eval()
+    model.fcos_settings.score_threshold = 0.0
+    images = [entry["image"] for entry in make_batch()]
+    everything = model.predict_soft_masks(images)
+    wanted = [found.classes[:2] for found, _ in everything]
+    wanted[-1] = wanted[-1][:0]  # an image without boxes
+    chosen = model.predict_soft_masks(images, wanted)
+    assert len(chosen[-1][0].classes) == 0
+    for (found, masks), (some, their_masks), classes in zip(
+        everything, chosen, wanted, strict=True
+    ):
+        kept = torch.isin(found.classes, classes)
+        assert torch.equal(some.boxes, found.boxes[kept])
+        assert torch.equal(some.classes, found.classes[kept])
+        torch.testing.assert_close(their_masks, masks[kept], rtol=1e-5, atol=1e-6)
+    assert 0 < len(chosen[0][0].classes) < len(everything[0][0].classes)
+
+
 def test_update_teacher_moves_parameters_and_buffers(make_model: Callable[..., CondInst]) -> None:
     teacher, student = make_model(), make_model()
     with torch.no_grad():
