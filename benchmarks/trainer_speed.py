@@ -47,6 +47,7 @@ COMPARISONS: dict[str, list[list[Side]]] = {
         [
             Side("ours + depth, without teacher", "step:ours", TUNED),
             Side("ours + depth + teacher at 800/640", "step:ours:teacher", TUNED),
+            Side("the same, the teacher in bf16", "step:ours:teacher:bf16-teacher", TUNED),
         ]
     ],
     "inference": [
@@ -242,7 +243,8 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     if program == "ours":
         settings = {"depth_layer": True, "consistency": True}
     if "teacher" in options:
-        settings["distillation"] = DistillationSettings()
+        precision = "bf16" if "bf16-teacher" in options else "student"
+        settings["distillation"] = DistillationSettings(teacher_precision=precision)
     model = build_model(program, **settings).train()
     teacher = None
     if "teacher" in options:

@@ -5,6 +5,7 @@ Shape legend: B images, I mask instances, P positive locations, G boxes of the b
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -291,6 +292,7 @@ class CondInst(nn.Module):
         )
         chosen = self._choose_positives(targets, flat_logits, quality_logits, truth)
         mask_features = self.mask_branch(features)
+        taught = self._ask_teacher(batched_inputs, truth)
         with torch.autocast(self.device.type, enabled=False):
             mask_logits, depth = run_dynamic_head(
                 mask_features,
@@ -302,7 +304,7 @@ class CondInst(nn.Module):
             )
             box_indices = targets.box_indices[targets.positives][chosen]
             losses |= self._mask_losses(
-                batched_inputs, padded_size, truth, box_indices, mask_logits, depth
+                batched_inputs, padded_size, truth, box_indices, mask_logits, depth, taught
             )
         return losses
 
@@ -314,6 +316,7 @@ class CondInst(nn.Module):
         box_indices_I: torch.Tensor,
         mask_logits_IHW: torch.Tensor,
         depth_IHW: torch.Tensor | None,
+        taught: Sequence[tuple[Detections, torch.Tensor]] | None,
     ) -> dict[str, torch.Tensor]:
         settings = self.loss_settings
         image_indices_I = truth.image_indices[box_indices_I]
@@ -348,9 +351,9 @@ class CondInst(nn.Module):
                 if inverse_depth is not None and settings.depth_weight > 0
                 else depth_IHW.sum() * 0.0
             )
-        if self.distillation is not None and self.teacher is not None:
-            pseudo_masks, matching_scores = self._teach(
-                batched_inputs, padded_size, truth, depth_edges
+        if self.distillation is not None and taught is not None:
+            pseudo_masks, matching_scores = self._match_teacher(
+                batched_inputs, padded_size, truth, depth_edges, taught
             )
             losses["loss_dice"] = self.distillation.loss_weight * reliable_dice_loss(
                 mask_logits_IHW,
@@ -482,31 +485,47 @@ class CondInst(nn.Module):
             return torch.cat(kept)
 
     @torch.no_grad()
-    def _teach(
+    def _ask_teacher(
+        self, batched_inputs: BatchedInputs, truth: _BatchTruth
+    ) -> list[tuple[Detections, torch.Tensor]] | None:
+        """What the teacher sees of the classes of each image; None without a teacher.
+
+        It computes in the precision of the caller, or in bfloat16 if the settings say so.
+        """
+        if self.teacher is None or self.distillation is None:
+            return None
+        precision = (
+            torch.autocast(self.device.type, dtype=torch.bfloat16)
+            if self.distillation.teacher_precision == "bf16"
+            else contextlib.nullcontext()
+        )
+        self.teacher.eval()
+        with precision:
+            # Predictions of classes that an image's boxes lack can never be matched.
+            return self.teacher.predict_soft_masks(
+                [_teacher_image(entry) for entry in batched_inputs], truth.classes
+            )
+
+    @torch.no_grad()
+    def _match_teacher(
         self,
         batched_inputs: BatchedInputs,
         padded_size: tuple[int, int],
         truth: _BatchTruth,
         depth_edges: torch.Tensor | None,
+        predictions: Sequence[tuple[Detections, torch.Tensor]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The teacher's mask of every box on the student's mask grid, and its matching score."""
-        teacher, settings = self.teacher, self.distillation
-        assert teacher is not None
+        settings = self.distillation
         assert settings is not None
-        teacher.eval()
-        teacher_images = [
-            entry["teacher_image"] if "teacher_image" in entry else entry["image"]
-            for entry in batched_inputs
-        ]
-        # Predictions of classes that an image's boxes lack can never be matched.
-        predictions = teacher.predict_soft_masks(teacher_images, truth.classes)
         masks, scores = [], []
         first_box = 0
         for image, (detections, soft_masks) in enumerate(predictions):
             boxes = truth.boxes[image]
             extents = truth.extents[first_box : first_box + len(boxes)]
             first_box += len(boxes)
-            teacher_size = tuple(teacher_images[image].shape[-2:])
+            teacher_height, teacher_width = _teacher_image(batched_inputs[image]).shape[-2:]
+            teacher_size = (teacher_height, teacher_width)
             student_size = tuple(batched_inputs[image]["image"].shape[-2:])
             ratio = torch.tensor(
                 [student_size[1] / teacher_size[1], student_size[0] / teacher_size[0]] * 2,
@@ -761,6 +780,12 @@ class CondInst(nn.Module):
             extents=extents,
             image_indices=image_indices,
         )
+
+
+def _teacher_image(entry: dict[str, Any]) -> torch.Tensor:
+    """(3, H, W): the teacher's own view of a photo where there is one."""
+    image: torch.Tensor = entry.get("teacher_image", entry["image"])
+    return image
 
 
 def _best_locations(

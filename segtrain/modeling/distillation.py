@@ -35,6 +35,8 @@ class DistillationSettings:
         beta_decays: β(t) = beta · (1 − t / total_iterations); constant otherwise.
         total_iterations: T, iterations of the schedule.
         score_threshold: least matching score of a mask that teaches.
+        teacher_precision: "student" computes the teacher as precisely as the student, "bf16" in
+            bfloat16, whose masks are those of a bf16 evaluation.
     """
 
     loss_weight: float = 4.0
@@ -46,8 +48,13 @@ class DistillationSettings:
     beta_decays: bool = True
     total_iterations: int = 90_000
     score_threshold: float = 0.8
+    teacher_precision: Literal["student", "bf16"] = "student"
 
     def __post_init__(self) -> None:
+        if self.teacher_precision not in {"student", "bf16"}:
+            raise ValueError(
+                f'teacher_precision must be "student" or "bf16", got {self.teacher_precision!r}'
+            )
         if not 0 <= self.alpha <= 1 or not 0 <= self.beta <= 1 or self.alpha + self.beta > 1 + 1e-9:
             raise ValueError(
                 f"alpha ({self.alpha}) and beta ({self.beta}) must be at least 0 with a sum of at "

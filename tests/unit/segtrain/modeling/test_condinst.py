@@ -63,6 +63,31 @@ def test_teacher_teaches_and_stays_out_of_the_state_dict(
     assert student.pop_metrics() == {}
 
 
+@pytest.mark.parametrize("student_dtype", [None, torch.bfloat16])
+def test_a_teacher_in_bfloat16_teaches_nearly_the_same(
+    make_model: Callable[..., CondInst],
+    make_batch: Callable[..., list[dict[str, Any]]],
+    student_dtype: torch.dtype | None,
+) -> None:
+    losses = {}
+    for precision in ("student", "bf16"):
+        settings = DistillationSettings(score_threshold=0.01, teacher_precision=precision)
+        student = make_model(consistency=True, distillation=settings).train()
+        teacher = make_model(consistency=True, distillation=settings)
+        teacher.fcos_settings.score_threshold = 0.0
+        student.attach_teacher(teacher)
+        with torch.autocast("cpu", dtype=student_dtype, enabled=student_dtype is not None):
+            losses[precision] = student(make_batch())
+    difference = (losses["bf16"]["loss_dice"] - losses["student"]["loss_dice"]).abs().item()
+    if student_dtype is None:
+        assert 0 < difference < 0.05 * losses["student"]["loss_dice"].item()
+        assert torch.equal(losses["bf16"]["loss_proj"], losses["student"]["loss_proj"])
+    else:
+        assert difference == 0
+    with pytest.raises(ValueError, match="teacher_precision"):
+        DistillationSettings(teacher_precision="fp8")  # type: ignore[arg-type]
+
+
 def test_soft_masks_of_some_classes_are_those_of_all(
     make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
 ) -> None:
