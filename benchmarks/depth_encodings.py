@@ -33,6 +33,7 @@ from depthcache import image_key
 from depthcache.depth_models import load_depth_model
 from depthcache.image_decoding import decode_image
 from depthcache.quantisation import dequantise, quantise
+from depthcache.segment_format import encode_map
 from segtrain.data.augmentations import scale_to_255
 from segtrain.modeling.depth_loss import depth_loss
 from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
@@ -118,16 +119,15 @@ def compare_bits(maps: Sequence[FloatMap]) -> dict[str, Any]:
     """Every number of bits with the format's codec, float16, and 16-bit PNG."""
     table: dict[str, Any] = {}
     png_bytes = statistics.mean(len(_encode_png(quantise(each, 16)[0])) for each in maps)
-    codec = Blosc(cname="zstd", clevel=4, shuffle=Blosc.SHUFFLE, blocksize=2**19)
     for bits in (8, 10, 11, 12, 14, 16, 32):
         sizes, reads = [], []
         for inverse_depth in maps:
             codes, value_range = quantise(inverse_depth, bits)
-            sizes.append(len(codec.encode(codes)) + 4)
+            sizes.append(len(encode_map(codes, bits)))
             reads.append(dequantise(codes, value_range, bits))
         table[f"{bits} bits"] = _summarise(maps, reads, sizes, png_bytes)
     halves = [each.astype(np.float16) for each in maps]
-    sizes = [len(codec.encode(half)) + 4 for half in halves]
+    sizes = [len(encode_map(half.view(np.uint16), 16)) for half in halves]
     table["float16"] = _summarise(maps, [h.astype(np.float32) for h in halves], sizes, png_bytes)
     table["png16"] = {"bytes": round(png_bytes)}
     return table

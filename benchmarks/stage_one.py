@@ -1,7 +1,7 @@
 """Stage one beside the bare forward pass and beside transformers' pipeline; its cost by size.
 
     python benchmarks/stage_one.py --images DIR
-    python benchmarks/stage_one.py --images DIR --large --num-images 64 --forward-only
+    python benchmarks/stage_one.py --images DIR --large --num-images 48 --rounds 3 --forward-only
     python benchmarks/stage_one.py --curve 100 1000 10000
 
 The model is a DPT with random weights, the photos are real where DIR has some. Stage one and the

@@ -50,10 +50,9 @@ class LocalTier:
         try:
             payload = strip_crc(path.read_bytes(), str(path))
             height, width, bits, low, high = _HEADER.unpack_from(payload)
+            # The chunk's own crc32c lies within the bytes that were checked.
             inverse_depth = EncodedMap(
-                chunk=bytes(
-                    payload[_HEADER.size :]
-                ),  # its own crc32c lies within the checked bytes
+                chunk=bytes(payload[_HEADER.size :]),
                 shape=(height, width),
                 bits=bits,
                 value_range=(low, high),

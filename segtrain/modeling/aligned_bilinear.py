@@ -59,15 +59,14 @@ def _gather_samples(grad: torch.Tensor, factor: int, dim: int) -> torch.Tensor:
     Sample factor·i + phase lies (phase − factor // 2) / factor cells after cell i, between it and
     a neighbour, or beyond the border, where the last cell stands in for the neighbour.
     """
-    total: torch.Tensor | None = None
     middle = factor // 2
-    size = grad.shape[dim] // factor
-    for phase in sorted(range(factor), key=lambda phase: abs(phase - middle)):
-        samples = grad.unflatten(dim, (size, factor)).select(dim, phase)
-        share = abs(phase - middle) / factor
-        if total is None:  # the phase in the middle lies on the cell
-            total = samples.clone()
+    phases = grad.unflatten(dim, (grad.shape[dim] // factor, factor))
+    total = phases.select(dim, middle).clone()
+    for phase in range(factor):
+        if phase == middle:  # its samples lie on the cells
             continue
+        samples = phases.select(dim, phase)
+        share = abs(phase - middle) / factor
         total.add_(samples, alpha=1 - share)
         if phase > middle:
             neighbours, givers, border = slice(1, None), slice(None, -1), slice(-1, None)
@@ -75,7 +74,6 @@ def _gather_samples(grad: torch.Tensor, factor: int, dim: int) -> torch.Tensor:
             neighbours, givers, border = slice(None, -1), slice(1, None), slice(None, 1)
         _along(total, dim, neighbours).add_(_along(samples, dim, givers), alpha=share)
         _along(total, dim, border).add_(_along(samples, dim, border), alpha=share)
-    assert total is not None
     return total
 
 
