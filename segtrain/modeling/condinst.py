@@ -6,6 +6,7 @@ Shape legend: B images, I mask instances, P positive locations, G boxes of the b
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -501,7 +502,8 @@ class CondInst(nn.Module):
         )
         self.teacher.eval()
         with precision:
-            # Predictions of classes that an image's boxes lack can never be matched.
+            # Predictions of classes that an image's boxes lack can never be matched, so they need
+            # not be computed.
             return self.teacher.predict_soft_masks(
                 [_teacher_image(entry) for entry in batched_inputs], truth.classes
             )
@@ -563,7 +565,7 @@ class CondInst(nn.Module):
 
         Args:
             images: (3, H, W) each.
-            classes: those wanted of each image; None takes all.
+            classes: those to look for in each image; None looks for all.
         """
         batch = self._batch_images(images)
         found = self._detect(batch.tensor, classes)
@@ -578,16 +580,32 @@ class CondInst(nn.Module):
         head = self.proposal_generator.fcos_head
         box_features = head.box_features(levels)
         offsets, quality = head.box_predictions(box_features)
-        detections = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
-        if classes is not None:
-            detections = [
-                found.select(torch.isin(found.classes, wanted).nonzero()[:, 0])
-                for found, wanted in zip(detections, classes, strict=True)
-            ]
+        if classes is None:
+            detections = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
+        else:
+            detections = self._detect_classes(levels, offsets, quality, classes)
         mask_features = self.mask_branch(features)
         return [
             (found, self._masks_of(found, image, box_features, mask_features)[0])
             for image, found in enumerate(detections)
+        ]
+
+    def _detect_classes(
+        self,
+        levels: Sequence[torch.Tensor],
+        offsets: Sequence[torch.Tensor],
+        quality: Sequence[torch.Tensor],
+        classes: Sequence[torch.Tensor],
+    ) -> list[Detections]:
+        """Detections of the given classes of each image."""
+        asked = torch.cat([own.to(self.device) for own in classes]).unique()
+        if len(asked) == 0:
+            asked = torch.zeros(1, dtype=torch.int64, device=self.device)
+        logits = self.proposal_generator.fcos_head.class_logits(levels, asked)
+        places = [torch.searchsorted(asked, own.to(self.device).unique()) for own in classes]
+        return [
+            dataclasses.replace(found, classes=asked[found.classes])
+            for found in detect(logits, offsets, quality, self.fcos_settings, places)
         ]
 
     def _mask_parameters(self, patches: torch.Tensor) -> torch.Tensor:

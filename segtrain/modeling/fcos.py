@@ -19,7 +19,7 @@ from torchvision.ops import batched_nms
 
 from segtrain.modeling.fcos_losses import Quality
 from segtrain.modeling.fcos_targets import STRIDES, level_locations
-from segtrain.modeling.winograd import Conv3x3
+from segtrain.modeling.winograd import Conv3x3, convolve_levels_3x3
 
 
 @dataclass(kw_only=True)
@@ -59,6 +59,27 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+class Tower(nn.Sequential):
+    """Convolution, GroupNorm and ReLU in turn, on all levels of a pyramid."""
+
+    def __init__(self, channels: int, depth: int, groups: int) -> None:
+        super().__init__()
+        for _ in range(depth):
+            self.append(Conv3x3(channels, channels, 3, padding=1))
+            self.append(nn.GroupNorm(groups, channels))
+            self.append(nn.ReLU(inplace=True))
+
+    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Features of each level."""
+        levels = list(features)
+        for layer in self:
+            if isinstance(layer, Conv3x3):
+                levels = layer.forward_levels(levels)
+            else:
+                levels = [layer(level) for level in levels]
+        return levels
+
+
 class FCOSHead(nn.Module):
     """Two towers with GroupNorm, shared by all levels, and the prediction layers.
 
@@ -71,8 +92,8 @@ class FCOSHead(nn.Module):
     def __init__(self, num_classes: int, channels: int = 256, depth: int = 4) -> None:
         super().__init__()
         groups = max(channels // 8, 1)  # 32 groups of 8 at the published width
-        self.cls_tower = _tower(channels, depth, groups)
-        self.bbox_tower = _tower(channels, depth, groups)
+        self.cls_tower = Tower(channels, depth, groups)
+        self.bbox_tower = Tower(channels, depth, groups)
         self.cls_logits = Conv3x3(channels, num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.ctrness = nn.Conv2d(channels, 1, 3, padding=1)
@@ -86,13 +107,20 @@ class FCOSHead(nn.Module):
         assert self.cls_logits.bias is not None
         nn.init.constant_(self.cls_logits.bias, -math.log(99.0))
 
-    def class_logits(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Classification logits of each level, (B, K, H, W)."""
-        return [self.cls_logits(self.cls_tower(level)) for level in features]
+    def class_logits(
+        self, features: Sequence[torch.Tensor], classes_K: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Classification logits of each level, (B, K, H, W); of all classes by default."""
+        levels = self.cls_tower(features)
+        if classes_K is None:
+            return self.cls_logits.forward_levels(levels)
+        weight, bias = self.cls_logits.weight[classes_K], self.cls_logits.bias
+        return convolve_levels_3x3(levels, weight, None if bias is None else bias[classes_K])
 
     def box_features(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Output of the box tower on each level."""
-        return [self.bbox_tower(level) for level in features]
+        towers: list[torch.Tensor] = self.bbox_tower(features)
+        return towers
 
     def box_predictions(
         self, box_features: Sequence[torch.Tensor]
@@ -196,12 +224,20 @@ def detect(
     offsets: Sequence[torch.Tensor],
     quality_logits: Sequence[torch.Tensor],
     settings: FCOSSettings,
+    classes: Sequence[torch.Tensor] | None = None,
 ) -> list[Detections]:
     """Detections of every image from dense predictions.
 
     Candidates are the locations and classes with a class probability above the threshold, the best
     `num_before_nms` per level by class × quality; then class-wise NMS. Source: FCOS, arXiv
     1904.01355.
+
+    Args:
+        class_logits: (B, K, H, W) of each level.
+        offsets: (B, 4, H, W), distances in strides.
+        quality_logits: (B, 1, H, W).
+        settings: threshold and limits.
+        classes: those of the K to look for in each image, as if there were no others; None for all.
     """
     results = []
     for image in range(len(class_logits[0])):
@@ -212,6 +248,7 @@ def detect(
                 quality_logits[level][image],
                 level,
                 settings,
+                None if classes is None else classes[image],
             )
             for level in range(len(class_logits))
         ]
@@ -232,8 +269,11 @@ def _level_candidates(
     quality_1HW: torch.Tensor,
     level: int,
     settings: FCOSSettings,
+    wanted: torch.Tensor | None,
 ) -> Detections:
     height, width = class_logits_KHW.shape[1:]
+    if wanted is not None:
+        class_logits_KHW = class_logits_KHW[wanted]
     probabilities = class_logits_KHW.float().sigmoid().flatten(1)
     quality = quality_1HW.float().sigmoid().flatten()
     classes, places = torch.nonzero(probabilities > settings.score_threshold, as_tuple=True)
@@ -245,19 +285,8 @@ def _level_candidates(
     return Detections(
         boxes=decode_boxes(locations, offsets_4HW.flatten(1).T[places], levels),
         scores=scores[best].sqrt(),
-        classes=classes,
+        classes=classes if wanted is None else wanted[classes],
         levels=levels,
         cells=torch.stack((places.div(width, rounding_mode="floor"), places % width), 1),
         locations=locations,
     )
-
-
-def _tower(channels: int, depth: int, groups: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [
-            Conv3x3(channels, channels, 3, padding=1),
-            nn.GroupNorm(groups, channels),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)

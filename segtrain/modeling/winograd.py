@@ -13,7 +13,7 @@ Maps are in channels-last memory, so that every copy and product runs along chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,9 @@ class _Transforms:
         kernel_63: of 3×3 kernels, in float32: weights are transformed before they are rounded.
         output_46: back to 4×4 tiles of the output.
         tiles_per_chunk: so that the buffers of a chunk stay in the processor's cache.
-        min_tiles: below these the transforms cost more than the products save.
+        min_tiles: of the largest of the maps; below these the transforms cost more than the
+            products save.
+        min_further_tiles: of a map that shares the transforms of the kernels with a larger one.
         min_channels: likewise.
     """
 
@@ -67,6 +69,7 @@ class _Transforms:
         output_46: _Matrix,
         tiles_per_chunk: int,
         min_tiles: int,
+        min_further_tiles: int,
         min_channels: int,
     ) -> None:
         inputs, kernel, output = (
@@ -79,6 +82,7 @@ class _Transforms:
         self.output_adjoint = _Transform(output.T, dtype)
         self.tiles_per_chunk = tiles_per_chunk
         self.min_tiles = min_tiles
+        self.min_further_tiles = min_further_tiles
         self.min_channels = min_channels
 
 
@@ -109,7 +113,8 @@ _TRANSFORMS = {
             (0, 1, -1, 8, -8, 1),
         ),
         tiles_per_chunk=256,
-        min_tiles=128,
+        min_tiles=100,
+        min_further_tiles=50,
         min_channels=80,
     ),
     # Points 0, 1, −1, −1/2, 2 and infinity: of those whose matrices of both axes are exact in
@@ -140,6 +145,7 @@ _TRANSFORMS = {
         ),
         tiles_per_chunk=1024,
         min_tiles=512,
+        min_further_tiles=256,
         min_channels=80,
     ),
 }
@@ -155,6 +161,10 @@ class Conv3x3(nn.Conv2d):
         """Convolve."""
         return convolve_3x3(x, self.weight, self.bias)
 
+    def forward_levels(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Convolve each level of a pyramid."""
+        return convolve_levels_3x3(levels, self.weight, self.bias)
+
 
 def convolve_3x3(
     x_NCHW: torch.Tensor, weight_OC33: torch.Tensor, bias_O: torch.Tensor | None = None
@@ -164,12 +174,28 @@ def convolve_3x3(
     Returns:
         (N, O, H, W), bfloat16 under autocast.
     """
-    dtype = tiled_dtype(x_NCHW, weight_OC33)
-    if dtype is None:
-        return F.conv2d(x_NCHW, weight_OC33, bias_O, padding=1)
-    tiled = _TiledConvolution if dtype == torch.float32 else _TiledGradients
-    output: torch.Tensor = tiled.apply(x_NCHW, weight_OC33, bias_O)
-    return output
+    return convolve_levels_3x3([x_NCHW], weight_OC33, bias_O)[0]
+
+
+def convolve_levels_3x3(
+    levels: Sequence[torch.Tensor], weight_OC33: torch.Tensor, bias_O: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Convolve the levels of a pyramid with the same kernels, which are transformed once.
+
+    Returns:
+        (N, O, H, W) of each level (N, C, H, W), bfloat16 under autocast.
+    """
+    dtype = tiled_dtype(levels, weight_OC33)
+    chosen = [] if dtype is None else _worthwhile(levels, _TRANSFORMS[dtype])
+    outputs = {}
+    if chosen:
+        tiled = _TiledConvolution if dtype == torch.float32 else _TiledGradients
+        results = tiled.apply(weight_OC33, bias_O, *(levels[index] for index in chosen))
+        outputs = dict(zip(chosen, results, strict=True))
+    return [
+        outputs[index] if index in outputs else F.conv2d(x, weight_OC33, bias_O, padding=1)
+        for index, x in enumerate(levels)
+    ]
 
 
 def is_plain_3x3(convolution: nn.Conv2d) -> bool:
@@ -183,32 +209,36 @@ def is_plain_3x3(convolution: nn.Conv2d) -> bool:
     )
 
 
-def tiled_dtype(x_NCHW: torch.Tensor, weight_OC33: torch.Tensor) -> torch.dtype | None:
+def tiled_dtype(levels: Sequence[torch.Tensor], weight_OC33: torch.Tensor) -> torch.dtype | None:
     """The type in which tiles compute, or their gradients; None where they would not be faster."""
     if (
-        x_NCHW.device.type != "cpu"
+        levels[0].device.type != "cpu"
         or weight_OC33.dtype != torch.float32
         or torch.onnx.is_in_onnx_export()
         or torch.compiler.is_compiling()
     ):
         return None
-    dtype = x_NCHW.dtype
+    dtype = levels[0].dtype
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-        if not torch.is_grad_enabled() or not (x_NCHW.requires_grad or weight_OC33.requires_grad):
+        if not torch.is_grad_enabled() or not (
+            weight_OC33.requires_grad or any(x.requires_grad for x in levels)
+        ):
             return None
     elif dtype != torch.float32:
         return None
     transforms = _TRANSFORMS.get(dtype)
-    num_images, channels, height, width = x_NCHW.shape
-    num_tiles = num_images * _num_tiles(height) * _num_tiles(width)
     if (
         transforms is None
-        or num_tiles < transforms.min_tiles
-        or min(channels, len(weight_OC33)) < transforms.min_channels
+        or min(weight_OC33.shape[:2]) < transforms.min_channels
+        or max(map(_count_tiles, levels)) < transforms.min_tiles
     ):
         return None
     return dtype
+
+
+def _worthwhile(levels: Sequence[torch.Tensor], transforms: _Transforms) -> list[int]:
+    return [i for i, x in enumerate(levels) if _count_tiles(x) >= transforms.min_further_tiles]
 
 
 class _TiledConvolution(torch.autograd.Function):
@@ -216,114 +246,155 @@ class _TiledConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return _convolve_tiles(x, weight, bias)
+        ctx: Any, weight: torch.Tensor, bias: torch.Tensor | None, *levels: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, *levels)
+        return tuple(_convolve_tiles(levels, weight, bias))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = grad_outputs
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        weight, *levels = ctx.saved_tensors
+        needs_weight, needs_bias, *needs_levels = ctx.needs_input_grad
+        # Losses that read a few places only leave some levels without a gradient.
+        known = {index: grad for index, grad in enumerate(grads) if grad is not None}
+        wanted = [index for index in known if needs_levels[index]]
+        turned = weight.flip(2, 3).transpose(0, 1)
+        grad_levels = dict(
+            zip(
+                wanted,
+                _convolve_tiles([known[index] for index in wanted], turned, None),
+                strict=True,
+            )
+        )
         return (
-            _convolve_tiles(grad, weight.flip(2, 3).transpose(0, 1), None) if needs_x else None,
-            _weight_gradient(x, grad) if needs_weight else None,
-            grad.sum((0, 2, 3)).float() if needs_bias else None,
+            _weight_gradient([(levels[i], grad) for i, grad in known.items()], weight)
+            if needs_weight
+            else None,
+            torch.stack([grad.sum((0, 2, 3)).float() for grad in known.values()]).sum(0)
+            if needs_bias
+            else None,
+            *(grad_levels.get(index) for index in range(len(levels))),
         )
 
 
 class _TiledGradients(_TiledConvolution):
-    """An ordinary convolution in bfloat16, of which only the gradients are computed by tiles."""
+    """Ordinary convolutions in bfloat16, of which only the gradients are computed by tiles."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        x = x.bfloat16()
-        ctx.save_for_backward(x, weight)
-        rounded = None if bias is None else bias.bfloat16()
-        return F.conv2d(x, weight.bfloat16(), rounded, padding=1)
+        ctx: Any, weight: torch.Tensor, bias: torch.Tensor | None, *levels: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        levels = tuple(x.bfloat16() for x in levels)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, *levels)
+        rounded, rounded_bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
+        return tuple(F.conv2d(x, rounded, rounded_bias, padding=1) for x in levels)
 
 
 def _convolve_tiles(
-    x_NCHW: torch.Tensor, weight_OC33: torch.Tensor, bias_O: torch.Tensor | None
-) -> torch.Tensor:
-    transforms = _TRANSFORMS[x_NCHW.dtype]
-    num_images, channels, height, width = x_NCHW.shape
-    outputs = len(weight_OC33)
+    levels: Sequence[torch.Tensor], weight_OC33: torch.Tensor, bias_O: torch.Tensor | None
+) -> list[torch.Tensor]:
+    if not levels:
+        return []
+    dtype = levels[0].dtype
+    transforms = _TRANSFORMS[dtype]
+    outputs, channels = weight_OC33.shape[:2]
     kernels_36CO = transforms.kernel(weight_OC33.permute(2, 3, 1, 0).reshape(9, -1))
-    kernels_36CO = kernels_36CO.view(-1, channels, outputs).to(x_NCHW.dtype)
-    columns = _num_tiles(width)
-    result = torch.empty(
-        (num_images, outputs, TILE * _num_tiles(height), TILE * columns),
-        dtype=x_NCHW.dtype,
-        memory_format=torch.channels_last,
-    )
-    result_NHWO = result.permute(0, 2, 3, 1)
-    for image, rows, tiles_36 in _input_tiles(x_NCHW, transforms.tiles_per_chunk):
-        inputs = transforms.input(tiles_36).view(36, -1, channels)
-        products = torch.bmm(inputs, kernels_36CO)
-        if bias_O is not None:
-            products[_CONSTANT_FREQUENCY] += bias_O
-        tiles = transforms.output(products.view(36, -1)).view(TILE, TILE, -1, columns, outputs)
-        result_NHWO[image, TILE * rows.start : TILE * rows.stop].view(
-            -1, TILE, columns, TILE, outputs
-        ).copy_(tiles.permute(2, 0, 3, 1, 4))
-    if result.shape[2:] == (height, width):
-        return result  # not a view: the layer that follows may change it in place
-    return result[:, :, :height, :width].clone(memory_format=torch.channels_last)
-
-
-def _weight_gradient(x_NCHW: torch.Tensor, grad_NOHW: torch.Tensor) -> torch.Tensor:
-    """(O, C, 3, 3), float32 whatever the maps are."""
-    transforms = _TRANSFORMS[x_NCHW.dtype]
-    channels, outputs = x_NCHW.shape[1], grad_NOHW.shape[1]
-    height, width = grad_NOHW.shape[2:]
-    columns = _num_tiles(width)
-    grad_NHWO = F.pad(
-        grad_NOHW.permute(0, 2, 3, 1),
-        (0, 0, 0, TILE * columns - width, 0, TILE * _num_tiles(height) - height),
-    )
-    kernels_36CO = torch.zeros(36, channels, outputs)
-    for image, rows, tiles_36 in _input_tiles(x_NCHW, transforms.tiles_per_chunk):
-        inputs = transforms.input(tiles_36).view(36, -1, channels)
-        grads_16 = (
-            grad_NHWO[image, TILE * rows.start : TILE * rows.stop]
-            .view(-1, TILE, columns, TILE, outputs)
-            .permute(1, 3, 0, 2, 4)
-            .reshape(TILE * TILE, -1)
+    kernels_36CO = kernels_36CO.view(-1, channels, outputs).to(dtype)
+    results = []
+    for x_NCHW in levels:
+        num_images, _, height, width = x_NCHW.shape
+        columns = _num_tiles(width)
+        result = torch.empty(
+            (num_images, outputs, TILE * _num_tiles(height), TILE * columns),
+            dtype=dtype,
+            memory_format=torch.channels_last,
         )
-        grads = transforms.output_adjoint(grads_16).view(36, -1, outputs)
-        if x_NCHW.dtype == torch.float32:
-            kernels_36CO.baddbmm_(inputs.transpose(1, 2), grads)
-        else:
-            kernels_36CO += torch.bmm(inputs.transpose(1, 2), grads)
+        result_NHWO = result.permute(0, 2, 3, 1)
+        for images, rows in _chunks(x_NCHW, transforms.tiles_per_chunk):
+            tiles_36 = _input_tiles(x_NCHW, images, rows)
+            inputs = transforms.input(tiles_36).view(36, -1, channels)
+            products = torch.bmm(inputs, kernels_36CO)
+            if bias_O is not None:
+                products[_CONSTANT_FREQUENCY] += bias_O
+            tiles = transforms.output(products.view(36, -1))
+            tiles = tiles.view(TILE, TILE, images.stop - images.start, -1, columns, outputs)
+            chunk = result_NHWO[images, TILE * rows.start : TILE * rows.stop]
+            chunk.view(len(chunk), -1, TILE, columns, TILE, outputs).copy_(
+                tiles.permute(2, 3, 0, 4, 1, 5)
+            )
+        if result.shape[2:] != (height, width):
+            # Not a view: the layer that follows may change it in place.
+            result = result[:, :, :height, :width].clone(memory_format=torch.channels_last)
+        results.append(result)
+    return results
+
+
+def _weight_gradient(
+    levels: Sequence[tuple[torch.Tensor, torch.Tensor]], weight_OC33: torch.Tensor
+) -> torch.Tensor:
+    """(O, C, 3, 3) from inputs and gradients; float32 whatever the maps are."""
+    outputs, channels = weight_OC33.shape[:2]
+    kernels_36CO = torch.zeros(36, channels, outputs)
+    transforms = _TRANSFORMS[levels[0][0].dtype] if levels else _TRANSFORMS[torch.float32]
+    for x_NCHW, grad_NOHW in levels:
+        height, width = grad_NOHW.shape[2:]
+        columns = _num_tiles(width)
+        grad_NHWO = grad_NOHW.permute(0, 2, 3, 1)
+        for images, rows in _chunks(x_NCHW, transforms.tiles_per_chunk):
+            inputs = transforms.input(_input_tiles(x_NCHW, images, rows)).view(36, -1, channels)
+            chunk = F.pad(
+                grad_NHWO[images, TILE * rows.start : TILE * rows.stop],
+                (0, 0, 0, TILE * columns - width, 0, max(TILE * rows.stop - height, 0)),
+            )
+            grads_16 = (
+                chunk.view(len(chunk), -1, TILE, columns, TILE, outputs)
+                .permute(2, 4, 0, 1, 3, 5)
+                .reshape(TILE * TILE, -1)
+            )
+            grads = transforms.output_adjoint(grads_16).view(36, -1, outputs)
+            if x_NCHW.dtype == torch.float32:
+                kernels_36CO.baddbmm_(inputs.transpose(1, 2), grads)
+            else:
+                kernels_36CO += torch.bmm(inputs.transpose(1, 2), grads)
     weight_9CO = transforms.kernel_adjoint(kernels_36CO.view(36, -1))
     return weight_9CO.view(3, 3, channels, outputs).permute(3, 2, 0, 1)
 
 
-def _input_tiles(
-    x_NCHW: torch.Tensor, tiles_per_chunk: int
-) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Yield (image, rows of tiles, their overlapping 6×6 windows as (36, T · C))."""
-    num_images, channels, height, width = x_NCHW.shape
+def _chunks(x_NCHW: torch.Tensor, tiles_per_chunk: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (images, rows of tiles): several images where they are small, else parts of one."""
+    num_images, _, height, width = x_NCHW.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
+    images_per_chunk = max(tiles_per_chunk // (rows * columns), 1)
+    rows_per_chunk = max(tiles_per_chunk // columns, 1)
+    for image in range(0, num_images, images_per_chunk):
+        images = slice(image, min(image + images_per_chunk, num_images))
+        for row in range(0, rows, rows_per_chunk):
+            yield images, slice(row, min(row + rows_per_chunk, rows))
+
+
+def _input_tiles(x_NCHW: torch.Tensor, images: slice, rows: slice) -> torch.Tensor:
+    """Overlapping 6×6 windows of a chunk, zero outside the map, as (36, T · C)."""
+    channels, height, width = x_NCHW.shape[1:]
+    columns = _num_tiles(width)
+    top, bottom = TILE * rows.start - 1, TILE * rows.stop + 1
     padded_NHWC = F.pad(
-        x_NCHW.permute(0, 2, 3, 1),
-        (0, 0, 1, TILE * columns + 1 - width, 1, TILE * rows + 1 - height),
+        x_NCHW.permute(0, 2, 3, 1)[images, max(top, 0) : bottom],
+        (0, 0, 1, TILE * columns + 1 - width, max(-top, 0), max(bottom - height, 0)),
     )
-    step = max(tiles_per_chunk // columns, 1)
-    row_stride, column_stride = padded_NHWC.stride()[1:3]
-    for image in range(num_images):
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            windows = padded_NHWC[image, TILE * start :].as_strided(
-                (_WINDOW, _WINDOW, stop - start, columns, channels),
-                (row_stride, column_stride, TILE * row_stride, TILE * column_stride, 1),
-            )
-            yield image, slice(start, stop), windows.reshape(_WINDOW * _WINDOW, -1)
+    image_stride, row_stride, column_stride, _ = padded_NHWC.stride()
+    windows = padded_NHWC.as_strided(
+        (_WINDOW, _WINDOW, len(padded_NHWC), rows.stop - rows.start, columns, channels),
+        (row_stride, column_stride, image_stride, TILE * row_stride, TILE * column_stride, 1),
+    )
+    return windows.reshape(_WINDOW * _WINDOW, -1)
+
+
+def _count_tiles(x_NCHW: torch.Tensor) -> int:
+    num_images, _, height, width = x_NCHW.shape
+    return num_images * _num_tiles(height) * _num_tiles(width)
 
 
 def _num_tiles(size: int) -> int:

@@ -94,7 +94,11 @@ def test_soft_masks_of_some_classes_are_those_of_all(
     model = make_model(depth_layer=True).eval()
     model.fcos_settings.score_threshold = 0.0
     images = [entry["image"] for entry in make_batch()]
+    best = model.predict_soft_masks(images)
+    # Classes that nobody asked for must not use up the limits.
+    model.fcos_settings.num_before_nms = model.fcos_settings.num_detections = 10**6
     everything = model.predict_soft_masks(images)
+    assert len(everything[0][0].classes) > len(best[0][0].classes)
     wanted = [found.classes[:2] for found, _ in everything]
     wanted[-1] = wanted[-1][:0]  # an image without boxes
     chosen = model.predict_soft_masks(images, wanted)
