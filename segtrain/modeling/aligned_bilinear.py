@@ -96,5 +96,5 @@ def _upsample(maps: torch.Tensor, factor: int) -> torch.Tensor:
 
 def aligned_bilinear_matrix(size: int, factor: int) -> torch.Tensor:
     """The same up-sampling along one axis as a (factor·size, size) matrix."""
-    basis = torch.eye(size).reshape(1, size, size, 1)
-    return aligned_bilinear(basis, factor)[0, :, :, 0].T.contiguous()
+    basis = torch.eye(size)[None, :, None]
+    return aligned_bilinear(basis, factor)[0, :, 0].T.contiguous()

@@ -5,6 +5,7 @@ Shape legend: I student masks, G boxes of an image, J teacher predictions, H×W 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -211,11 +212,10 @@ def resize_teacher_masks(
     return torch.matmul(torch.matmul(rows, masks_JHW), columns.T)
 
 
+@functools.lru_cache(maxsize=64)
 def _axis_matrix(cells: int, teacher: int, student: int, padded: int) -> torch.Tensor:
     fine = aligned_bilinear_matrix(cells, 4)[:teacher]
-    resized = F.interpolate(
-        fine.T[None, :, :, None], size=(student, 1), mode="bilinear", align_corners=False
-    )[0, :, :, 0].T
+    resized = F.interpolate(fine.T[None], size=student, mode="linear", align_corners=False)[0].T
     return F.pad(resized, (0, 0, 0, padded - student))[2::4].contiguous()
 
 

@@ -112,7 +112,7 @@ _TRANSFORMS = {
             (0, 1, 1, 4, 4, 0),
             (0, 1, -1, 8, -8, 1),
         ),
-        tiles_per_chunk=256,
+        tiles_per_chunk=512,
         min_tiles=100,
         min_further_tiles=50,
         min_channels=80,
