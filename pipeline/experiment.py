@@ -46,6 +46,27 @@ def dataset_paths(config: Any, split: str) -> DatasetPaths:
     return DatasetPaths(annotations=Path(annotations), images=Path(images))
 
 
+def existing_dataset_paths(config: Any, split: str) -> DatasetPaths:
+    """Paths of a split whose file and folder are there.
+
+    Raises:
+        UsageError: names what is missing and how to name another.
+    """
+    paths = dataset_paths(config, split)
+    for path, kind, is_there in (
+        (paths.annotations, "json", paths.annotations.is_file()),
+        (paths.images, "images", paths.images.is_dir()),
+    ):
+        if not is_there:
+            wanted = "COCO file" if kind == "json" else "image folder"
+            raise UsageError(
+                f"data.{split}_{kind} is {path}, and there is no such {wanted}; name yours with "
+                f"--set data.{split}_{kind}=PATH (the demo's scenes come from `pipeline run` or "
+                "`pipeline demo`)"
+            )
+    return paths
+
+
 def set_dataset_paths(config: Any, split: str, paths: DatasetPaths) -> None:
     """Point a split of a config at other files; changes the config."""
     config.data[f"{split}_json"] = str(paths.annotations)

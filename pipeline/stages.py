@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config import flatten, take_snapshot
 from pipeline.errors import FailedItemsError, UsageError
-from pipeline.experiment import dataset_paths, depth_model, set_depth_cache
+from pipeline.experiment import depth_model, existing_dataset_paths, set_depth_cache
 from pipeline.image_lists import list_coco_images, merge_image_lists
 from pipeline.manifest import Manifest, digest_file, write_atomically
 from pipeline.output import to_jsonable
@@ -64,7 +64,7 @@ def run_depth_stage(manifest: Manifest, config: Any, cache_root: str, splits: Se
     images = merge_image_lists(
         [
             list_coco_images(paths.annotations, paths.images)
-            for paths in (dataset_paths(config, split) for split in splits)
+            for paths in (existing_dataset_paths(config, split) for split in splits)
         ]
     )
     inputs = {
@@ -113,6 +113,9 @@ def run_train_stage(manifest: Manifest, config: Any) -> Path:
     Raises:
         UsageError: the run was started with other settings.
     """
+    from segtrain.training import TrainSettings, read_settings, train_model
+
+    read_settings(config.train, TrainSettings)  # a wrong setting before a missing file
     inputs = train_inputs(config)
     record = manifest.stages.get("train")
     if manifest.is_done("train", inputs) and record is not None:
@@ -122,8 +125,6 @@ def run_train_stage(manifest: Manifest, config: Any) -> Path:
             return weights
     tell_changes(manifest, "train", inputs)
     refuse_other_experiment(manifest, inputs)
-    from segtrain.training import train_model
-
     with (
         manifest.running("train", inputs) as record,
         ProgressReporter("train", "iterations") as bar,
@@ -157,7 +158,7 @@ def run_eval_stage(manifest: Manifest, config: Any, weights: Path) -> dict[str, 
     Returns:
         COCO metrics, `{"bbox": {...}, "segm": {...}}`.
     """
-    paths = dataset_paths(config, "test")
+    paths = existing_dataset_paths(config, "test")
     file = manifest.folder / "eval" / "metrics.json"
     inputs = {
         "weights": digest_file(weights),
@@ -230,7 +231,7 @@ def train_inputs(config: Any) -> dict[str, Any]:
         for key, value in flatten(take_snapshot(config))
         if not key.startswith(_KEYS_OF_OTHER_STAGES)
     }
-    annotations = dataset_paths(config, "train").annotations
+    annotations = existing_dataset_paths(config, "train").annotations
     return {"settings": settings, "annotations": digest_file(annotations)}
 
 

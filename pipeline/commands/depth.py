@@ -113,13 +113,13 @@ def _gather(
             raise UsageError("--set changes a config, but no CONFIG is given")
         return list_images(images, coco), {}
     from pipeline.config import load_config, take_snapshot
-    from pipeline.experiment import SPLITS, dataset_paths
+    from pipeline.experiment import SPLITS, existing_dataset_paths
 
     config = load_config(config_name, assignments)
     settings = dict(take_snapshot(config).get("depth") or {})
     if images is not None:
         return list_images(images, coco), settings
-    paths = [dataset_paths(config, split) for split in SPLITS]
+    paths = [existing_dataset_paths(config, split) for split in SPLITS]
     return merge_image_lists(
         [list_coco_images(split.annotations, split.images) for split in paths]
     ), settings

@@ -58,6 +58,22 @@ def test_usage_errors_end_with_2_and_say_why(arguments, capsys):
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["train.precision=fp8"], ["fp8", "bf16"]),  # before any file is looked at
+        (["data.train_json=absent.json"], ["absent.json", "--set data.train_json="]),
+        (["data.train_json=README.md", "data.train_images=absent"], ["data.train_images="]),
+    ],
+)
+def test_training_names_the_wrong_setting_and_the_remedy(assignments, words, capsys, tmp_path):
+    settings = [word for item in assignments for word in ("--set", item)]
+    output = str(tmp_path / "run")
+    assert invoke(["train", "configs/demo/full.py", "--output", output, *settings]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert [word for word in words if word not in message] == []
+
+
 def test_errors_are_documents_too(capsys):
     assert invoke(["status", "absent", "--json"]) == ExitCode.USAGE
     document = json.loads(capsys.readouterr().out)
