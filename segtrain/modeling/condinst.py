@@ -599,8 +599,8 @@ class CondInst(nn.Module):
     ) -> list[Detections]:
         """Detections of the given classes of each image."""
         asked = torch.cat([own.to(self.device) for own in classes]).unique()
-        if len(asked) == 0:
-            asked = torch.zeros(1, dtype=torch.int64, device=self.device)
+        if len(asked) == 0:  # no boxes in the batch; a convolution needs an output
+            asked = asked.new_zeros(1)
         logits = self.proposal_generator.fcos_head.class_logits(levels, asked)
         places = [torch.searchsorted(asked, own.to(self.device).unique()) for own in classes]
         return [

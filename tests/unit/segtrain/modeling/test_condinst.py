@@ -103,6 +103,8 @@ def test_soft_masks_of_some_classes_are_those_of_all(
     wanted[-1] = wanted[-1][:0]  # an image without boxes
     chosen = model.predict_soft_masks(images, wanted)
     assert len(chosen[-1][0].classes) == 0
+    nothing = model.predict_soft_masks(images, [classes[:0] for classes in wanted])
+    assert [len(found.classes) for found, _ in nothing] == [0] * len(images)
     for (found, masks), (some, their_masks), classes in zip(
         everything, chosen, wanted, strict=True
     ):
