@@ -53,15 +53,14 @@ def existing_dataset_paths(config: Any, split: str) -> DatasetPaths:
         UsageError: names what is missing and how to name another.
     """
     paths = dataset_paths(config, split)
-    for path, kind, is_there in (
-        (paths.annotations, "json", paths.annotations.is_file()),
-        (paths.images, "images", paths.images.is_dir()),
+    for setting, path, kind, is_there in (
+        (f"data.{split}_json", paths.annotations, "COCO file", paths.annotations.is_file()),
+        (f"data.{split}_images", paths.images, "image folder", paths.images.is_dir()),
     ):
         if not is_there:
-            wanted = "COCO file" if kind == "json" else "image folder"
             raise UsageError(
-                f"data.{split}_{kind} is {path}, and there is no such {wanted}; name yours with "
-                f"--set data.{split}_{kind}=PATH (the demo's scenes come from `pipeline run` or "
+                f"{setting} is {path}, and there is no such {kind}; name yours with "
+                f"--set {setting}=PATH (the demo's scenes come from `pipeline run` or "
                 "`pipeline demo`)"
             )
     return paths

@@ -25,17 +25,14 @@ class FoldedConv2d(Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve and normalise."""
-        weight, bias = self._folded()
-        if is_plain_3x3(self):
-            return convolve_3x3(x, weight, bias)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return self._convolve(x, *self._folded())
 
     def forward_relu(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve, normalise and apply ReLU."""
         weight, bias = self._folded()
         dtype = _fusing_dtype(x, weight)
         if dtype is None or (is_plain_3x3(self) and tiled_dtype([x], weight) is not None):
-            return F.relu_(self(x))
+            return F.relu_(self._convolve(x, weight, bias))
         result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
             x.to(dtype),
             weight.to(dtype),
@@ -52,7 +49,7 @@ class FoldedConv2d(Conv2d):
         weight, bias = self._folded()
         dtype = _fusing_dtype(x, weight)
         if dtype is None or shortcut.dtype != dtype or not _is_channels_last(shortcut):
-            return F.relu_(self(x).add_(shortcut))
+            return F.relu_(self._convolve(x, weight, bias).add_(shortcut))
         result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
             shortcut,
             x.to(dtype),
@@ -66,6 +63,11 @@ class FoldedConv2d(Conv2d):
             "",
         )
         return result
+
+    def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if is_plain_3x3(self):
+            return convolve_3x3(x, weight, bias)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         norm = self.norm

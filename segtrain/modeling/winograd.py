@@ -259,6 +259,8 @@ class _TiledConvolution(torch.autograd.Function):
         needs_weight, needs_bias, *needs_levels = ctx.needs_input_grad
         # Losses that read a few places only leave some levels without a gradient.
         known = {index: grad for index, grad in enumerate(grads) if grad is not None}
+        if not known:
+            return (None,) * len(ctx.needs_input_grad)
         wanted = [index for index in known if needs_levels[index]]
         turned = weight.flip(2, 3).transpose(0, 1)
         grad_levels = dict(
@@ -338,7 +340,7 @@ def _weight_gradient(
     """(O, C, 3, 3) from inputs and gradients; float32 whatever the maps are."""
     outputs, channels = weight_OC33.shape[:2]
     kernels_36CO = torch.zeros(36, channels, outputs)
-    transforms = _TRANSFORMS[levels[0][0].dtype] if levels else _TRANSFORMS[torch.float32]
+    transforms = _TRANSFORMS[levels[0][0].dtype]
     for x_NCHW, grad_NOHW in levels:
         height, width = grad_NOHW.shape[2:]
         columns = _num_tiles(width)
