@@ -248,13 +248,15 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     model = build_model(program, **settings).train()
     teacher = None
     if "teacher" in options:
+        with torch.no_grad():  # boxes of six strides, as of a trained model, rather than of a pixel
+            model.proposal_generator.fcos_head.bbox_pred.bias.fill_(3.0)
         teacher = make_teacher(model)
         model.attach_teacher(teacher)
         larger = make_batch(short_side * 800 // FULL)
         for entry, view in zip(batch, larger, strict=True):
             entry["teacher_image"] = view["image"]
     if program == "ours":
-        model.set_iteration(20_000)
+        model.set_iteration(65_000 if "teacher" in options else 20_000)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=1e-5, momentum=0.9, weight_decay=1e-4)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled="bf16" in options)

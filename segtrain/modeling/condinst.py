@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,11 +26,7 @@ from segtrain.modeling.color_similarity import (
 )
 from segtrain.modeling.depth_loss import depth_loss
 from segtrain.modeling.distillation import (
-    BoxMatch,
     DistillationSettings,
-    box_affinity,
-    depth_matching_scores,
-    match_predictions,
     reliable_dice_loss,
     resize_teacher_masks,
 )
@@ -58,6 +54,13 @@ from segtrain.modeling.pixel_neighbours import neighbour_similarity
 from segtrain.modeling.precision import widen
 from segtrain.modeling.process_group import joint_normaliser
 from segtrain.modeling.projection_loss import dice_distance, projection_loss
+from segtrain.modeling.teacher_matching import (
+    BoxMatch,
+    box_affinity,
+    depth_matching_scores,
+    match_predictions,
+    possible_matches,
+)
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 BatchedInputs = Sequence[dict[str, Any]]
@@ -140,6 +143,17 @@ class _BatchTruth:
     classes: list[torch.Tensor]
     extents: torch.Tensor  # (G, 4) filled cells on the mask grid
     image_indices: torch.Tensor  # (G,)
+
+
+@dataclass(frozen=True)
+class _DensePredictions:
+    """What the network computes at every location, for a batch; lists have one map a level."""
+
+    levels: list[torch.Tensor]  # the pyramid, (B, C, H, W)
+    box_features: list[torch.Tensor]  # (B, C, H, W)
+    offsets: list[torch.Tensor]  # (B, 4, H, W)
+    quality: list[torch.Tensor]  # (B, 1, H, W) logits
+    mask_features: torch.Tensor  # (B, mask channels, H, W) at stride 8
 
 
 class CondInst(nn.Module):
@@ -489,23 +503,40 @@ class CondInst(nn.Module):
     def _ask_teacher(
         self, batched_inputs: BatchedInputs, truth: _BatchTruth
     ) -> list[tuple[Detections, torch.Tensor]] | None:
-        """What the teacher sees of the classes of each image; None without a teacher.
+        """The teacher's predictions that may be matched to a box; None without a teacher.
 
-        It computes in the precision of the caller, or in bfloat16 if the settings say so.
+        It computes in the precision of the caller, or in bfloat16 if the settings say so. What can
+        never be matched is not computed: other classes than the image's, masks of detections that
+        are too far from every box.
         """
-        if self.teacher is None or self.distillation is None:
+        settings = self.distillation
+        if self.teacher is None or settings is None:
             return None
+        beta = settings.beta_at(self._iteration)
+
+        def may_be_matched(image: int, found: Detections) -> torch.Tensor:
+            return possible_matches(
+                box_affinity(
+                    truth.boxes[image],
+                    found.boxes * _student_scale(batched_inputs[image]).to(found.boxes),
+                    settings.box_affinity,
+                ),
+                found.scores,
+                truth.classes[image],
+                found.classes,
+                alpha=settings.alpha,
+                beta=beta,
+            )
+
         precision = (
             torch.autocast(self.device.type, dtype=torch.bfloat16)
-            if self.distillation.teacher_precision == "bf16"
+            if settings.teacher_precision == "bf16"
             else contextlib.nullcontext()
         )
         self.teacher.eval()
         with precision:
-            # Predictions of classes that an image's boxes lack can never be matched, so they need
-            # not be computed.
             return self.teacher.predict_soft_masks(
-                [_teacher_image(entry) for entry in batched_inputs], truth.classes
+                [_teacher_image(entry) for entry in batched_inputs], truth.classes, may_be_matched
             )
 
     @torch.no_grad()
@@ -520,22 +551,19 @@ class CondInst(nn.Module):
         """The teacher's mask of every box on the student's mask grid, and its matching score."""
         settings = self.distillation
         assert settings is not None
+        beta = settings.beta_at(self._iteration)
         masks, scores = [], []
         first_box = 0
         for image, (detections, soft_masks) in enumerate(predictions):
             boxes = truth.boxes[image]
             extents = truth.extents[first_box : first_box + len(boxes)]
             first_box += len(boxes)
-            teacher_height, teacher_width = _teacher_image(batched_inputs[image]).shape[-2:]
-            teacher_size = (teacher_height, teacher_width)
-            student_size = tuple(batched_inputs[image]["image"].shape[-2:])
-            ratio = torch.tensor(
-                [student_size[1] / teacher_size[1], student_size[0] / teacher_size[0]] * 2,
-                device=self.device,
+            entry = batched_inputs[image]
+            in_student = resize_teacher_masks(
+                soft_masks, _size(_teacher_image(entry)), _size(entry["image"]), padded_size
             )
-            in_student = resize_teacher_masks(soft_masks, teacher_size, student_size, padded_size)
-            affinity = box_affinity(boxes, detections.boxes * ratio, settings.box_affinity)
-            beta = settings.beta_at(self._iteration)
+            scale = _student_scale(entry).to(detections.boxes)
+            affinity = box_affinity(boxes, detections.boxes * scale, settings.box_affinity)
             depth_scores = (
                 depth_matching_scores(in_student, depth_edges[image], extents)
                 if beta > 0 and depth_edges is not None
@@ -559,53 +587,56 @@ class CondInst(nn.Module):
 
     @torch.no_grad()
     def predict_soft_masks(
-        self, images: Sequence[torch.Tensor], classes: Sequence[torch.Tensor] | None = None
+        self,
+        images: Sequence[torch.Tensor],
+        classes: Sequence[torch.Tensor] | None = None,
+        keep: Callable[[int, Detections], torch.Tensor] | None = None,
     ) -> list[tuple[Detections, torch.Tensor]]:
         """Detections of each image and their masks as probabilities at stride 4, (D, H, W).
 
         Args:
             images: (3, H, W) each.
             classes: those to look for in each image; None looks for all.
+            keep: tells from an image's index and detections which of these to draw, bool (D,); the
+                others are left out. None draws all.
         """
-        batch = self._batch_images(images)
-        found = self._detect(batch.tensor, classes)
-        return [(detections, logits.sigmoid()) for detections, logits in found]
+        dense = self._predict_densely(self._batch_images(images).tensor)
+        detections = self._detect(dense, classes)
+        if keep is not None:
+            detections = [
+                found.select(torch.nonzero(keep(image, found))[:, 0])
+                for image, found in enumerate(detections)
+            ]
+        return [
+            (found, self._masks_of(found, image, dense)[0].sigmoid())
+            for image, found in enumerate(detections)
+        ]
 
-    def _detect(
-        self, images: torch.Tensor, classes: Sequence[torch.Tensor] | None = None
-    ) -> list[tuple[Detections, torch.Tensor]]:
-        """Detections and mask logits at stride 4 of each image."""
+    def _predict_densely(self, images: torch.Tensor) -> _DensePredictions:
+        """What inference computes at every location."""
         features = self.backbone(images)
         levels = [features[name] for name in LEVELS]
         head = self.proposal_generator.fcos_head
         box_features = head.box_features(levels)
         offsets, quality = head.box_predictions(box_features)
-        if classes is None:
-            detections = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
-        else:
-            detections = self._detect_classes(levels, offsets, quality, classes)
-        mask_features = self.mask_branch(features)
-        return [
-            (found, self._masks_of(found, image, box_features, mask_features)[0])
-            for image, found in enumerate(detections)
-        ]
+        return _DensePredictions(levels, box_features, offsets, quality, self.mask_branch(features))
 
-    def _detect_classes(
-        self,
-        levels: Sequence[torch.Tensor],
-        offsets: Sequence[torch.Tensor],
-        quality: Sequence[torch.Tensor],
-        classes: Sequence[torch.Tensor],
+    def _detect(
+        self, dense: _DensePredictions, classes: Sequence[torch.Tensor] | None = None
     ) -> list[Detections]:
-        """Detections of the given classes of each image."""
+        """Detections of each image, of the given classes only or of all."""
+        head = self.proposal_generator.fcos_head
+        if classes is None:
+            logits = head.class_logits(dense.levels)
+            return detect(logits, dense.offsets, dense.quality, self.fcos_settings)
         asked = torch.cat([own.to(self.device) for own in classes]).unique()
         if len(asked) == 0:  # no boxes in the batch; a convolution needs an output
             asked = asked.new_zeros(1)
-        logits = self.proposal_generator.fcos_head.class_logits(levels, asked)
+        logits = head.class_logits(dense.levels, asked)
         places = [torch.searchsorted(asked, own.to(self.device).unique()) for own in classes]
         return [
             dataclasses.replace(found, classes=asked[found.classes])
-            for found in detect(logits, offsets, quality, self.fcos_settings, places)
+            for found in detect(logits, dense.offsets, dense.quality, self.fcos_settings, places)
         ]
 
     def _mask_parameters(self, patches: torch.Tensor) -> torch.Tensor:
@@ -619,15 +650,14 @@ class CondInst(nn.Module):
         self,
         found: Detections,
         image: int,
-        box_features: Sequence[torch.Tensor],
-        mask_features: torch.Tensor,
+        dense: _DensePredictions,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mask logits of an image's detections, and their depth where the model predicts it."""
         image_indices = torch.full_like(found.levels, image)
-        patches = gather_patches(box_features, found.levels, image_indices, found.cells)
+        patches = gather_patches(dense.box_features, found.levels, image_indices, found.cells)
         with torch.autocast(self.device.type, enabled=False):
             return run_dynamic_head(
-                mask_features[image : image + 1],
+                dense.mask_features[image : image + 1],
                 self._mask_parameters(patches),
                 found.locations,
                 self.mask_head.sizes_of_interest[found.levels],
@@ -638,10 +668,12 @@ class CondInst(nn.Module):
     @torch.no_grad()
     def _inference(self, batched_inputs: BatchedInputs) -> list[dict[str, Instances]]:
         images = self._batch_images([entry["image"] for entry in batched_inputs])
+        dense = self._predict_densely(images.tensor)
         results = []
-        for entry, size, (detections, mask_logits) in zip(
-            batched_inputs, images.image_sizes, self._detect(images.tensor), strict=True
+        for image, (entry, size, detections) in enumerate(
+            zip(batched_inputs, images.image_sizes, self._detect(dense), strict=True)
         ):
+            mask_logits, _ = self._masks_of(detections, image, dense)
             output_size = (int(entry.get("height", size[0])), int(entry.get("width", size[1])))
             boxes = Boxes(detections.boxes.clone())
             boxes.clip(size)
@@ -681,16 +713,10 @@ class CondInst(nn.Module):
         if self.depth_form is None:
             raise ValueError("this model has no depth layer; build it with depth_layer=True")
         images = self._batch_images([entry["image"] for entry in batched_inputs])
-        features = self.backbone(images.tensor)
-        head = self.proposal_generator.fcos_head
-        levels = [features[name] for name in LEVELS]
-        box_features = head.box_features(levels)
-        offsets, quality = head.box_predictions(box_features)
-        found = detect(head.class_logits(levels), offsets, quality, self.fcos_settings)
-        mask_features = self.mask_branch(features)
+        dense = self._predict_densely(images.tensor)
         results = []
-        for image, detections in enumerate(found):
-            logits, depth = self._masks_of(detections, image, box_features, mask_features)
+        for image, detections in enumerate(self._detect(dense)):
+            logits, depth = self._masks_of(detections, image, dense)
             assert depth is not None
             weights = logits.sigmoid() + 1e-3
             results.append((weights * depth).sum(0) / weights.sum(0).clamp(min=1e-3))
@@ -713,13 +739,8 @@ class CondInst(nn.Module):
             `encode_masks`), `pred_boxes`, `pred_classes` and `scores` in [0, 1].
         """
         images = self._batch_images([entry["image"] for entry in batched_inputs])
-        features = self.backbone(images.tensor)
-        levels = [features[name] for name in LEVELS]
-        head = self.proposal_generator.fcos_head
-        box_features = head.box_features(levels)
-        offsets, quality = head.box_predictions(box_features)
-        class_logits = head.class_logits(levels)
-        mask_features = self.mask_branch(features)
+        dense = self._predict_densely(images.tensor)
+        class_logits = self.proposal_generator.fcos_head.class_logits(dense.levels)
         results = []
         for image, entry in enumerate(batched_inputs):
             size = images.image_sizes[image]
@@ -729,12 +750,12 @@ class CondInst(nn.Module):
             classes = given.gt_classes.to(self.device)
             found, scores = _best_locations(
                 [level[image] for level in class_logits],
-                [level[image] for level in offsets],
-                [level[image] for level in quality],
+                [level[image] for level in dense.offsets],
+                [level[image] for level in dense.quality],
                 boxes,
                 classes,
             )
-            logits, _ = self._masks_of(found, image, box_features, mask_features)
+            logits, _ = self._masks_of(found, image, dense)
             output_size = (int(entry.get("height", size[0])), int(entry.get("width", size[1])))
             results.append(self._boxed_masks(logits, boxes, classes, scores, size, output_size))
         return results
@@ -804,6 +825,18 @@ def _teacher_image(entry: dict[str, Any]) -> torch.Tensor:
     """(3, H, W): the teacher's own view of a photo where there is one."""
     image: torch.Tensor = entry.get("teacher_image", entry["image"])
     return image
+
+
+def _size(image: torch.Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return int(image.shape[-2]), int(image.shape[-1])
+
+
+def _student_scale(entry: dict[str, Any]) -> torch.Tensor:
+    """(4,): by which x1, y1, x2, y2 in the teacher's view become those in the student's."""
+    teacher_height, teacher_width = _size(_teacher_image(entry))
+    height, width = _size(entry["image"])
+    return torch.tensor([width / teacher_width, height / teacher_height] * 2)
 
 
 def _best_locations(

@@ -9,8 +9,10 @@ import pytest
 import torch
 from detectron2.structures import BitMasks
 
+from segtrain.modeling import condinst
 from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.distillation import DistillationSettings, update_teacher
+from segtrain.modeling.fcos import Detections
 
 FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
 BOXINST = FCOS_LOSSES | {"loss_proj", "loss_color"}
@@ -113,6 +115,41 @@ def test_soft_masks_of_some_classes_are_those_of_all(
         assert torch.equal(some.classes, found.classes[kept])
         torch.testing.assert_close(their_masks, masks[kept], rtol=1e-5, atol=1e-6)
     assert 0 < len(chosen[0][0].classes) < len(everything[0][0].classes)
+
+
+@pytest.mark.parametrize("depth_matching", [True, False])
+def test_masks_that_are_not_drawn_teach_nothing(
+    make_model: Callable[..., CondInst],
+    make_batch: Callable[..., list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    depth_matching: bool,
+) -> None:
+    settings = DistillationSettings(score_threshold=0.01, depth_matching=depth_matching)
+    student = make_model(consistency=True, distillation=settings).train()
+    teacher = make_model(consistency=True, distillation=settings)
+    teacher.fcos_settings.score_threshold = 0.0
+    student.attach_teacher(teacher)
+    student.set_iteration(89_000)  # β is small: untrained boxes hardly differ in affinity
+    drawn = []
+    predict = teacher.predict_soft_masks
+
+    def count_masks(*arguments: Any) -> list[tuple[Detections, torch.Tensor]]:
+        predictions = predict(*arguments)
+        drawn.append(sum(len(masks) for _, masks in predictions))
+        return predictions
+
+    monkeypatch.setattr(teacher, "predict_soft_masks", count_masks)
+    batch = make_batch()
+    losses = student(batch)
+    monkeypatch.setattr(
+        condinst,
+        "possible_matches",
+        lambda *known, **_: torch.ones_like(known[3], dtype=torch.bool),
+    )
+    all_drawn = student(batch)
+    assert drawn[0] < drawn[1]
+    assert all_drawn["loss_dice"].item() > 0
+    torch.testing.assert_close(losses["loss_dice"], all_drawn["loss_dice"], rtol=1e-5, atol=0)
 
 
 def test_update_teacher_moves_parameters_and_buffers(make_model: Callable[..., CondInst]) -> None:

@@ -1,4 +1,4 @@
-"""Losses, targets and matching against loops written from the formulas, and numerical gradients."""
+"""Losses and targets against loops written from the formulas, and numerical gradients."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from torch.nn import functional as F
 from segtrain.modeling.aligned_bilinear import aligned_bilinear
 from segtrain.modeling.box_bitmasks import draw_extents
 from segtrain.modeling.depth_loss import depth_loss
-from segtrain.modeling.distillation import (
-    box_affinity,
-    depth_matching_scores,
-    match_predictions,
-    reliable_dice_loss,
-    resize_teacher_masks,
-)
+from segtrain.modeling.distillation import reliable_dice_loss, resize_teacher_masks
 from segtrain.modeling.fcos_losses import fcos_losses
 from segtrain.modeling.fcos_targets import STRIDES, assign_targets
 from segtrain.modeling.pairwise_affinity import pairwise_losses
@@ -259,57 +253,6 @@ def test_fcos_targets(centre_on_bitmask: bool) -> None:
         x1, y1, x2, y2 = boxes[index].tolist()
         wanted = torch.tensor([x - x1, y - y1, x2 - x, y2 - y]) / STRIDES[level]
         torch.testing.assert_close(offsets, wanted)
-
-
-def test_depth_matching_scores() -> None:
-    masks, edges = torch.rand(3, HEIGHT, WIDTH), torch.rand(8, HEIGHT, WIDTH) < 0.6
-    scores = depth_matching_scores(masks, edges, EXTENTS)
-    for (i, extent), j in itertools.product(enumerate(EXTENTS), range(3)):
-        consistent = sum(
-            masks[j, r, c].item() * edges[k, r, c].item()
-            for r, c in _cells(extent)
-            for k in range(8)
-        )
-        pairs = 8 * sum(masks[j, r, c].item() for r, c in _cells(extent))
-        _assert_close(scores[i, j], consistent / max(pairs, 1), 1e-5)
-
-
-@pytest.mark.parametrize("kind", ["iou", "giou"])
-def test_box_affinity(kind: str) -> None:
-    corners = torch.rand(7, 2) * 20
-    boxes = torch.cat((corners, corners + 1 + torch.rand(7, 2) * 15), 1)
-    affinity = box_affinity(boxes[:3], boxes[3:], kind)
-    for i, j in itertools.product(range(3), range(4)):
-        (a, b, c, d), (e, f, g, h) = boxes[i].tolist(), boxes[3 + j].tolist()
-        common = max(min(c, g) - max(a, e), 0) * max(min(d, h) - max(b, f), 0)
-        union = (c - a) * (d - b) + (g - e) * (h - f) - common
-        hull = (max(c, g) - min(a, e)) * (max(d, h) - min(b, f))
-        penalty = (hull - union) / hull if kind == "giou" else 0.0
-        _assert_close(affinity[i, j], common / union - penalty, 1e-5)
-
-
-@pytest.mark.parametrize("num_predictions", [0, 2, 5])
-def test_matching_is_the_best_of_all_assignments(num_predictions: int) -> None:
-    num_boxes = 3
-    affinity = torch.rand(num_boxes, num_predictions)
-    depth = torch.rand(num_boxes, num_predictions)
-    confidence = torch.rand(num_predictions)
-    labels = torch.tensor([0, 1, 1])
-    predicted = torch.tensor([1, 0, 1, 2, 0])[:num_predictions]
-    quality = 0.8 * affinity + 0.15 * depth + 0.05 * confidence
-    best = 0.0
-    # Every way to give each box one prediction of its class, or none.
-    for choice in itertools.product(range(-1, num_predictions), repeat=num_boxes):
-        chosen = [j for j in choice if j >= 0]
-        if len(set(chosen)) == len(chosen) and all(
-            j < 0 or labels[i] == predicted[j] for i, j in enumerate(choice)
-        ):
-            best = max(best, sum(quality[i, j].item() for i, j in enumerate(choice) if j >= 0))
-    match = match_predictions(affinity, depth, confidence, labels, predicted, alpha=0.8, beta=0.15)
-    _assert_close(match.scores.sum(), best, 1e-5)
-    for i, j in enumerate(match.predictions.tolist()):
-        assert j < 0 or labels[i] == predicted[j]
-        _assert_close(match.scores[i], quality[i, j].item() if j >= 0 else 0.0)
 
 
 def test_teacher_masks_take_the_long_way_in_two_products() -> None:
