@@ -52,18 +52,30 @@ def existing_dataset_paths(config: Any, split: str) -> DatasetPaths:
     Raises:
         UsageError: names what is missing and how to name another.
     """
+    existing_annotations(config, split)
     paths = dataset_paths(config, split)
-    for setting, path, kind, is_there in (
-        (f"data.{split}_json", paths.annotations, "COCO file", paths.annotations.is_file()),
-        (f"data.{split}_images", paths.images, "image folder", paths.images.is_dir()),
-    ):
-        if not is_there:
-            raise UsageError(
-                f"{setting} is {path}, and there is no such {kind}; name yours with "
-                f"--set {setting}=PATH (the demo's scenes come from `pipeline run` or "
-                "`pipeline demo`)"
-            )
+    if not paths.images.is_dir():
+        raise _missing(f"data.{split}_images", paths.images, "image folder")
     return paths
+
+
+def existing_annotations(config: Any, split: str) -> Path:
+    """The COCO file of a split, which is there.
+
+    Raises:
+        UsageError: it is not; says how to name another.
+    """
+    annotations = dataset_paths(config, split).annotations
+    if not annotations.is_file():
+        raise _missing(f"data.{split}_json", annotations, "COCO file")
+    return annotations
+
+
+def _missing(setting: str, path: Path, kind: str) -> UsageError:
+    return UsageError(
+        f"{setting} is {path}, and there is no such {kind}; name yours with "
+        f"--set {setting}=PATH (the demo's scenes come from `pipeline run` or `pipeline demo`)"
+    )
 
 
 def set_dataset_paths(config: Any, split: str, paths: DatasetPaths) -> None:

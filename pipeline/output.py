@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ def configure_logging(*, verbose: bool = False) -> None:
     """Send log records of all packages to stderr, one line each.
 
     Args:
-        verbose: also debug records.
+        verbose: also debug records, and what libraries warn their own developers of.
     """
+    if not verbose and not sys.warnoptions:
+        # fvcore and detectron2 script functions as they are imported, which torch 2.14 deprecates.
+        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -15,7 +15,13 @@ from typing import Any
 
 from pipeline.config import flatten, take_snapshot
 from pipeline.errors import FailedItemsError, UsageError
-from pipeline.experiment import depth_model, existing_dataset_paths, set_depth_cache
+from pipeline.experiment import (
+    dataset_paths,
+    depth_model,
+    existing_annotations,
+    existing_dataset_paths,
+    set_depth_cache,
+)
 from pipeline.image_lists import list_coco_images, merge_image_lists
 from pipeline.manifest import Manifest, digest_file, write_atomically
 from pipeline.output import to_jsonable
@@ -113,16 +119,17 @@ def run_train_stage(manifest: Manifest, config: Any) -> Path:
     Raises:
         UsageError: the run was started with other settings.
     """
+    record = manifest.stages.get("train")
+    if record is not None and record.state == "done":
+        weights = Path(record.outputs["weights"])
+        if manifest.is_done("train", train_inputs(config)) and weights.is_file():
+            logger.info("train: done before, %s", weights)
+            return weights
     from segtrain.training import TrainSettings, read_settings, train_model
 
     read_settings(config.train, TrainSettings)  # a wrong setting before a missing file
     inputs = train_inputs(config)
-    record = manifest.stages.get("train")
-    if manifest.is_done("train", inputs) and record is not None:
-        weights = Path(record.outputs["weights"])
-        if weights.is_file():
-            logger.info("train: done before, %s", weights)
-            return weights
+    existing_dataset_paths(config, "train")
     tell_changes(manifest, "train", inputs)
     refuse_other_experiment(manifest, inputs)
     with (
@@ -158,12 +165,11 @@ def run_eval_stage(manifest: Manifest, config: Any, weights: Path) -> dict[str, 
     Returns:
         COCO metrics, `{"bbox": {...}, "segm": {...}}`.
     """
-    paths = existing_dataset_paths(config, "test")
     file = manifest.folder / "eval" / "metrics.json"
     inputs = {
         "weights": digest_file(weights),
-        "annotations": digest_file(paths.annotations),
-        "images": str(paths.images),
+        "annotations": digest_file(existing_annotations(config, "test")),
+        "images": str(dataset_paths(config, "test").images),
         "settings": {
             key: value
             for key, value in flatten(take_snapshot(config))
@@ -173,6 +179,7 @@ def run_eval_stage(manifest: Manifest, config: Any, weights: Path) -> dict[str, 
     if manifest.is_done("eval", inputs) and file.is_file():
         logger.info("eval: done before, %s", file)
         return dict(json.loads(file.read_text(encoding="utf-8")))
+    existing_dataset_paths(config, "test")
     tell_changes(manifest, "eval", inputs)
     from segtrain.evaluation import evaluate_model
 
@@ -231,7 +238,7 @@ def train_inputs(config: Any) -> dict[str, Any]:
         for key, value in flatten(take_snapshot(config))
         if not key.startswith(_KEYS_OF_OTHER_STAGES)
     }
-    annotations = existing_dataset_paths(config, "train").annotations
+    annotations = existing_annotations(config, "train")
     return {"settings": settings, "annotations": digest_file(annotations)}
 
 

@@ -520,7 +520,15 @@ class Trainer:
             return
         self.teacher = make_teacher(self.model)
         self.model.attach_teacher(self.teacher)
-        logger.info("iteration %d: the teacher starts as a copy of the student", self.iteration)
+        logger.info(
+            "iteration %d: the teacher starts as a copy of the student%s",
+            self.iteration,
+            " and computes in bfloat16" if self._teaches_in_bfloat16() else "",
+        )
+
+    def _teaches_in_bfloat16(self) -> bool:
+        distillation = getattr(self.model, "distillation", None)
+        return distillation is not None and distillation.teaches_in_bfloat16(self.device)
 
     def _read_dataset(self) -> BoxDataset:
         data = self.data_settings

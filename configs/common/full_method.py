@@ -20,5 +20,5 @@ model.distillation = LazyCall(DistillationSettings)(
     beta_decays=True,
     total_iterations="${train.max_iter}",
     score_threshold=0.8,
-    teacher_precision="student",
+    teacher_precision="auto",
 )

@@ -505,7 +505,7 @@ class CondInst(nn.Module):
     ) -> list[tuple[Detections, torch.Tensor]] | None:
         """The teacher's predictions that may be matched to a box; None without a teacher.
 
-        It computes in the precision of the caller, or in bfloat16 if the settings say so. What can
+        It computes in bfloat16 if the settings say so, else as precisely as the student. What can
         never be matched is not computed: other classes than the image's, masks of detections that
         are too far from every box.
         """
@@ -530,7 +530,7 @@ class CondInst(nn.Module):
 
         precision = (
             torch.autocast(self.device.type, dtype=torch.bfloat16)
-            if settings.teacher_precision == "bf16"
+            if settings.teaches_in_bfloat16(self.device)
             else contextlib.nullcontext()
         )
         self.teacher.eval()

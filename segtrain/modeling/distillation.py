@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from segtrain.modeling.aligned_bilinear import aligned_bilinear_matrix
 from segtrain.modeling.box_bitmasks import draw_extents
+from segtrain.modeling.precision import multiplies_bfloat16
 from segtrain.modeling.process_group import joint_normaliser
 from segtrain.modeling.projection_loss import dice_distance
 
@@ -35,8 +36,8 @@ class DistillationSettings:
         beta_decays: β(t) = beta · (1 − t / total_iterations); constant otherwise.
         total_iterations: T, iterations of the schedule.
         score_threshold: least matching score of a mask that teaches.
-        teacher_precision: "student" computes the teacher as precisely as the student, "bf16" in
-            bfloat16, whose masks are those of a bf16 evaluation.
+        teacher_precision: "bf16" computes the teacher in bfloat16, "student" as precisely as the
+            student; "auto" is "bf16" on CPUs that have instructions for it, else "student".
     """
 
     loss_weight: float = 4.0
@@ -48,12 +49,13 @@ class DistillationSettings:
     beta_decays: bool = True
     total_iterations: int = 90_000
     score_threshold: float = 0.8
-    teacher_precision: Literal["student", "bf16"] = "student"
+    teacher_precision: Literal["auto", "student", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.teacher_precision not in {"student", "bf16"}:
+        if self.teacher_precision not in {"auto", "student", "bf16"}:
             raise ValueError(
-                f'teacher_precision must be "student" or "bf16", got {self.teacher_precision!r}'
+                'teacher_precision must be "auto", "student" or "bf16", got '
+                f"{self.teacher_precision!r}"
             )
         if not 0 <= self.alpha <= 1 or not 0 <= self.beta <= 1 or self.alpha + self.beta > 1 + 1e-9:
             raise ValueError(
@@ -62,6 +64,12 @@ class DistillationSettings:
             )
         if self.total_iterations < 1:
             raise ValueError(f"total_iterations must be at least 1, got {self.total_iterations}")
+
+    def teaches_in_bfloat16(self, device: torch.device) -> bool:
+        """Whether the teacher computes in bfloat16, whatever the student does."""
+        if self.teacher_precision == "auto":
+            return multiplies_bfloat16(device)
+        return self.teacher_precision == "bf16"
 
     def beta_at(self, iteration: int) -> float:
         """β(t), 0 without depth matching."""

@@ -17,6 +17,7 @@ from detectron2.modeling.backbone.resnet import BasicStem
 from torch import nn
 from torch.nn import functional as F
 
+from segtrain.modeling.precision import runs_on_cpu_kernels
 from segtrain.modeling.winograd import convolve_3x3, is_plain_3x3, tiled_dtype
 
 
@@ -116,12 +117,10 @@ def fold_batch_norms(body: nn.Module) -> None:
 def _fusing_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:
     """The type in which oneDNN computes a convolution with what follows it; None if it does not."""
     if (
-        x.device.type != "cpu"
+        not runs_on_cpu_kernels(x)
         or not _is_channels_last(x)
         or not torch.backends.mkldnn.is_available()
         or not hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-        or torch.onnx.is_in_onnx_export()
-        or torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
     ):
         return None

@@ -21,6 +21,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from segtrain.modeling.precision import runs_on_cpu_kernels
+
 TILE = 4
 _WINDOW = TILE + 2
 _Matrix = tuple[tuple[float, ...], ...]
@@ -211,12 +213,7 @@ def is_plain_3x3(convolution: nn.Conv2d) -> bool:
 
 def tiled_dtype(levels: Sequence[torch.Tensor], weight_OC33: torch.Tensor) -> torch.dtype | None:
     """The type in which tiles compute, or their gradients; None where they would not be faster."""
-    if (
-        levels[0].device.type != "cpu"
-        or weight_OC33.dtype != torch.float32
-        or torch.onnx.is_in_onnx_export()
-        or torch.compiler.is_compiling()
-    ):
+    if weight_OC33.dtype != torch.float32 or not runs_on_cpu_kernels(levels[0]):
         return None
     dtype = levels[0].dtype
     if torch.is_autocast_enabled("cpu"):

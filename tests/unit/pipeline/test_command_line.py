@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from pipeline.cli import invoke
+from pipeline.config import load_config
 from pipeline.errors import (
     ExitCode,
     FailedItemsError,
@@ -19,7 +20,9 @@ from pipeline.errors import (
     UsageError,
     exit_code_of,
 )
+from pipeline.manifest import open_manifest
 from pipeline.process_settings import MALLOC_SETTINGS, needs_restart
+from pipeline.stages import run_train_stage, train_inputs
 
 
 class CacheCorruptError(Exception):
@@ -72,6 +75,37 @@ def test_training_names_the_wrong_setting_and_the_remedy(assignments, words, cap
     assert invoke(["train", "configs/demo/full.py", "--output", output, *settings]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert [word for word in words if word not in message] == []
+
+
+def test_evaluation_without_data_says_how_to_name_it_and_nothing_else(tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    command = ["eval", "configs/demo/full.py", "--weights", str(weights)]
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline", *command, "--set", "data.test_json=absent.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == ExitCode.USAGE
+    assert "--set data.test_json=" in result.stderr
+    # Warnings of libraries tell a user nothing.
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_finished_training_needs_no_images(tmp_path):
+    weights, images = tmp_path / "model_final.pth", tmp_path / "images"
+    config = load_config(
+        "configs/demo/full.py", ["data.train_json=README.md", f"data.train_images={images}"]
+    )
+    manifest = open_manifest(tmp_path, command=[], config={}, stages=["train"])
+    with manifest.running("train", train_inputs(config)) as record:
+        record.outputs = {"weights": str(weights)}
+    weights.touch()
+    assert run_train_stage(manifest, config) == weights
+    weights.unlink()
+    with pytest.raises(UsageError, match="no such image folder"):
+        run_train_stage(manifest, config)
 
 
 def test_errors_are_documents_too(capsys):

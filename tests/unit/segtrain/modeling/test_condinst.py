@@ -90,6 +90,29 @@ def test_a_teacher_in_bfloat16_teaches_nearly_the_same(
         DistillationSettings(teacher_precision="fp8")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("precision", "device", "capabilities", "is_bfloat16"),
+    [
+        ("auto", "cpu", {"avx512_bf16": True}, True),
+        ("auto", "cpu", {"avx512_f": True, "avx512_bf16": False}, False),
+        ("auto", "cpu", {"bf16": True}, True),
+        ("auto", "cuda", {"avx512_bf16": True}, False),
+        ("student", "cpu", {"avx512_bf16": True}, False),
+        ("bf16", "cpu", {}, True),
+    ],
+)
+def test_a_teacher_computes_in_bfloat16_where_the_processor_can(
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Any,
+    device: str,
+    capabilities: dict[str, bool],
+    is_bfloat16: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    settings = DistillationSettings(teacher_precision=precision)
+    assert settings.teaches_in_bfloat16(torch.device(device)) == is_bfloat16
+
+
 def test_soft_masks_of_some_classes_are_those_of_all(
     make_model: Callable[..., CondInst], make_batch: Callable[..., list[dict[str, Any]]]
 ) -> None:
