@@ -234,8 +234,11 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     import torch
 
     from segtrain.determinism import deterministic_algorithms
-    from segtrain.modeling.distillation import DistillationSettings, update_teacher
-    from segtrain.training import make_teacher
+    from segtrain.modeling.distillation import (
+        DistillationSettings,
+        make_teacher,
+        update_teacher,
+    )
 
     program = options[0]
     batch = make_batch(short_side)

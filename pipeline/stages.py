@@ -125,7 +125,8 @@ def run_train_stage(manifest: Manifest, config: Any) -> Path:
         if manifest.is_done("train", train_inputs(config)) and weights.is_file():
             logger.info("train: done before, %s", weights)
             return weights
-    from segtrain.training import TrainSettings, read_settings, train_model
+    from segtrain.train_settings import TrainSettings, read_settings
+    from segtrain.training import train_model
 
     read_settings(config.train, TrainSettings)  # a wrong setting before a missing file
     inputs = train_inputs(config)

@@ -18,7 +18,7 @@ from segtrain.data.coco_boxes import read_coco_boxes
 from segtrain.data.loader import DataSettings
 from segtrain.data.mapper import read_image
 from segtrain.inference import instances_to_results, load_trained_model
-from segtrain.training import read_settings, require_num_classes
+from segtrain.train_settings import read_settings, require_num_classes
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from segtrain.checkpoints import load_weights
 from segtrain.data.loader import DataSettings, InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
 from segtrain.errors import CheckpointError
-from segtrain.training import TrainSettings, choose_device, read_settings
+from segtrain.train_settings import TrainSettings, choose_device, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoade
 from segtrain.depth_source import DepthSettings
 from segtrain.optimizer import OptimizerSettings
 from segtrain.schedule import ScheduleSettings
-from segtrain.training import TrainSettings
+from segtrain.train_settings import TrainSettings
 
 data = OmegaConf.structured(DataSettings())
 depth = OmegaConf.structured(DepthSettings())

@@ -81,3 +81,14 @@ def filled_centres(pixels_I4: torch.Tensor, boxes_I4: torch.Tensor) -> torch.Ten
     is_filled = (rows_stop > rows_start) & (columns_stop > columns_start)
     box_centres = (boxes_I4[:, :2] + boxes_I4[:, 2:]) / 2
     return torch.where(is_filled[:, None], centres, box_centres)
+
+
+@torch.no_grad()
+def fill_ratio(mask_logits_IHW: torch.Tensor, extents_I4: torch.Tensor) -> torch.Tensor:
+    """Mean share of a box that its mask fills; 1 means that masks have turned into boxes."""
+    areas = (extents_I4[:, 1] - extents_I4[:, 0]) * (extents_I4[:, 3] - extents_I4[:, 2])
+    total = mask_logits_IHW.new_zeros(())
+    for logits, (r0, r1, c0, c1) in zip(mask_logits_IHW, extents_I4.tolist(), strict=True):
+        if r1 > r0 and c1 > c0:
+            total += (logits[r0:r1, c0:c1] > 0).float().mean()
+    return total / (areas > 0).sum().clamp(min=1)

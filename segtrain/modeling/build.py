@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from segtrain.modeling.condinst import CondInst, LossSettings, MaskSettings
+from segtrain.modeling.condinst import CondInst
+from segtrain.modeling.condinst_settings import LossSettings, MaskSettings
 from segtrain.modeling.distillation import DistillationSettings
 from segtrain.modeling.dynamic_mask_head import DepthForm
 from segtrain.modeling.fcos import FCOSSettings

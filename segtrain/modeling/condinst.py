@@ -9,21 +9,22 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import box_iou
 
-from segtrain.modeling.box_bitmasks import filled_pixels, mask_grid_extents
+from segtrain.modeling.annotated_masks import annotated_masks
+from segtrain.modeling.box_bitmasks import fill_ratio, filled_pixels, mask_grid_extents
 from segtrain.modeling.color_similarity import (
     MASK_STRIDE,
     color_similarity,
     downsample_to_mask_grid,
     image_validity,
 )
+from segtrain.modeling.condinst_settings import LossSettings, MaskSettings
 from segtrain.modeling.depth_loss import depth_loss
 from segtrain.modeling.distillation import (
     DistillationSettings,
@@ -41,14 +42,14 @@ from segtrain.modeling.fcos import (
     Detections,
     FCOSHead,
     FCOSSettings,
-    decode_boxes,
     detect,
     gather_patches,
 )
 from segtrain.modeling.fcos_losses import fcos_losses
-from segtrain.modeling.fcos_targets import STRIDES, FCOSTargets, assign_targets, level_locations
+from segtrain.modeling.fcos_targets import FCOSTargets, assign_targets
 from segtrain.modeling.mask_branch import MaskBranch
 from segtrain.modeling.mask_postprocessing import encoded_masks, full_size_masks
+from segtrain.modeling.masks_for_boxes import best_locations, cut_to_boxes
 from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
 from segtrain.modeling.pixel_neighbours import neighbour_similarity
 from segtrain.modeling.precision import widen
@@ -64,63 +65,6 @@ from segtrain.modeling.teacher_matching import (
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 BatchedInputs = Sequence[dict[str, Any]]
-
-
-@dataclass(kw_only=True)
-class MaskSettings:
-    """The mask head's switches.
-
-    Attributes:
-        channels: of the mask branch; 16 for BoxInst, 8 for CondInst.
-        depth_layer: whether the head predicts depth too.
-        depth_form: how depth guides the mask; Eq. 1 of arXiv 2403.01214 multiplies.
-        masks_per_image: most positive locations of an image that are trained on masks; each box
-            keeps its best ones.
-        norm: of the mask branch, a name of detectron2's `get_norm`.
-    """
-
-    channels: int = 16
-    depth_layer: bool = False
-    depth_form: DepthForm = "multiply"
-    masks_per_image: int = 64
-    norm: str = "BN"
-
-
-@dataclass(kw_only=True)
-class LossSettings:
-    """What supervises the masks.
-
-    Attributes:
-        supervision: "boxes"; "masks" (CondInst, the ceiling); "mixed" uses a mask where
-            `gt_has_mask` says that the box has one.
-        color: whether the colour term of BoxInst takes part.
-        color_threshold: least colour similarity of an edge.
-        depth_weight: λ_depth, with the depth layer.
-        depth_warmup: whether λ_depth grows as the pairwise terms do. Eq. 6 holds it constant, which
-            a long learning-rate warm-up forgives; in a short schedule the depth loss then closes
-            the gate before the masks exist, and they stay empty (docs/training.md).
-        consistency: whether the depth consistency term takes part.
-        depth_threshold: τ, least depth similarity of an edge.
-        consistency_inside_box_only: whether only edges whose centre is in the box count.
-        warmup_iterations: the pairwise terms grow linearly until then.
-        bottom_pixels_removed: rows of the original photo that colour ignores.
-    """
-
-    supervision: Literal["boxes", "masks", "mixed"] = "boxes"
-    color: bool = True
-    color_threshold: float = 0.3
-    depth_weight: float = 1.0
-    depth_warmup: bool = False
-    consistency: bool = False
-    depth_threshold: float = 0.5
-    consistency_inside_box_only: bool = True
-    warmup_iterations: int = 10_000
-    bottom_pixels_removed: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("color_threshold", "depth_threshold"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
 
 
 class MaskHeadState(nn.Module):
@@ -340,7 +284,9 @@ class CondInst(nn.Module):
         boxed = mask_logits_IHW
         boxed_images, boxed_extents = image_indices_I, extents_I4
         if settings.supervision != "boxes":
-            masks_GHW, has_mask_G = _true_masks(batched_inputs, padded_size, settings.supervision)
+            masks_GHW, has_mask_G = annotated_masks(
+                batched_inputs, padded_size, settings.supervision
+            )
             has_mask_G = has_mask_G.to(self.device)
             with_mask = torch.nonzero(has_mask_G[box_indices_I])[:, 0]
             target = masks_GHW.to(self.device)[box_indices_I[with_mask]].float()
@@ -381,7 +327,7 @@ class CondInst(nn.Module):
             reliable = matching_scores >= self.distillation.score_threshold
             self._metrics["num_reliable_masks"] = reliable.sum().float()
             self._metrics["reliable_share"] = reliable.float().sum() / max(len(reliable), 1)
-        self._metrics["mask_box_fill_ratio"] = _fill_ratio(mask_logits_IHW, extents_I4)
+        self._metrics["mask_box_fill_ratio"] = fill_ratio(mask_logits_IHW, extents_I4)
         self._metrics["num_mask_instances"] = torch.tensor(float(len(mask_logits_IHW)))
         return losses
 
@@ -735,8 +681,8 @@ class CondInst(nn.Module):
             batched_inputs: as for training, `instances` in the frame of `image`.
 
         Returns:
-            Instances at the original size with `pred_masks` bool (or `pred_masks_rle` when
-            `encode_masks`), `pred_boxes`, `pred_classes` and `scores` in [0, 1].
+            Instances at the original size with `pred_masks` bool, `pred_boxes`, `pred_classes` and
+            `scores` in [0, 1].
         """
         images = self._batch_images([entry["image"] for entry in batched_inputs])
         dense = self._predict_densely(images.tensor)
@@ -748,7 +694,7 @@ class CondInst(nn.Module):
             given: Instances = entry["instances"]
             boxes = given.gt_boxes.tensor.to(self.device)
             classes = given.gt_classes.to(self.device)
-            found, scores = _best_locations(
+            found, scores = best_locations(
                 [level[image] for level in class_logits],
                 [level[image] for level in dense.offsets],
                 [level[image] for level in dense.quality],
@@ -757,37 +703,8 @@ class CondInst(nn.Module):
             )
             logits, _ = self._masks_of(found, image, dense)
             output_size = (int(entry.get("height", size[0])), int(entry.get("width", size[1])))
-            results.append(self._boxed_masks(logits, boxes, classes, scores, size, output_size))
+            results.append(cut_to_boxes(logits, boxes, classes, scores, size, output_size))
         return results
-
-    def _boxed_masks(
-        self,
-        mask_logits: torch.Tensor,
-        boxes: torch.Tensor,
-        classes: torch.Tensor,
-        scores: torch.Tensor,
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
-    ) -> Instances:
-        """Cut masks to their boxes at the original size."""
-        scaled = Boxes(boxes.clone())
-        scaled.scale(output_size[1] / image_size[1], output_size[0] / image_size[0])
-        pixels = _covering_pixels(scaled.tensor, output_size).tolist()
-        scores = scores.clone()
-        masks = full_size_masks(mask_logits, image_size, output_size)
-        for index, (r0, r1, c0, c1) in enumerate(pixels):
-            inside = masks[index, r0:r1, c0:c1].clone()
-            masks[index] = False
-            if not inside.any():
-                scores[index] = 0.0
-                inside = torch.ones_like(inside)
-            masks[index, r0:r1, c0:c1] = inside
-        instances = Instances(output_size)
-        instances.pred_boxes = scaled
-        instances.pred_classes = classes
-        instances.scores = scores
-        instances.pred_masks = masks
-        return instances
 
     def _batch_images(self, images: Sequence[torch.Tensor]) -> ImageList:
         """Normalise, then pad with zeros to a multiple of 32.
@@ -837,102 +754,3 @@ def _student_scale(entry: dict[str, Any]) -> torch.Tensor:
     teacher_height, teacher_width = _size(_teacher_image(entry))
     height, width = _size(entry["image"])
     return torch.tensor([width / teacher_width, height / teacher_height] * 2)
-
-
-def _best_locations(
-    class_logits: Sequence[torch.Tensor],
-    offsets: Sequence[torch.Tensor],
-    quality_logits: Sequence[torch.Tensor],
-    boxes_G4: torch.Tensor,
-    classes_G: torch.Tensor,
-) -> tuple[Detections, torch.Tensor]:
-    """The location that predicts each given box best, and its score."""
-    device = boxes_G4.device
-    levels, cells, locations = [], [], []
-    for level, logits in enumerate(class_logits):
-        height, width = logits.shape[1:]
-        places = torch.arange(height * width, device=device)
-        levels.append(torch.full_like(places, level))
-        cells.append(torch.stack((places.div(width, rounding_mode="floor"), places % width), 1))
-        locations.append(level_locations(height, width, STRIDES[level], device))
-    all_levels, all_locations = torch.cat(levels), torch.cat(locations)
-    predicted = decode_boxes(
-        all_locations, torch.cat([level.flatten(1).T for level in offsets]), all_levels
-    )
-    probabilities = torch.cat([level.float().sigmoid().flatten(1) for level in class_logits], 1)
-    quality = torch.cat([level.float().sigmoid().flatten() for level in quality_logits])
-    centres = (boxes_G4[:, :2] + boxes_G4[:, 2:]) / 2
-    best, scores = [], []
-    for box, label, centre in zip(boxes_G4, classes_G.tolist(), centres, strict=True):
-        own = (probabilities[label] * quality).sqrt()
-        rating = box_iou(box[None], predicted)[0] * own
-        index = rating.argmax()
-        score = rating[index]
-        if not float(score) > 0:
-            index = (all_locations - centre).square().sum(1).argmin()
-            score = torch.zeros_like(score)
-        best.append(index)
-        scores.append(score)
-    indices = torch.stack(best) if best else torch.zeros(0, dtype=torch.int64, device=device)
-    values = torch.stack(scores) if scores else boxes_G4.new_zeros(0)
-    found = Detections(
-        boxes=predicted[indices],
-        scores=values,
-        classes=classes_G,
-        levels=all_levels[indices],
-        cells=torch.cat(cells)[indices],
-        locations=all_locations[indices],
-    )
-    return found, values
-
-
-def _covering_pixels(boxes_G4: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Pixels that a box touches, at least one: row start, row stop, column start, column stop."""
-    height, width = size
-    x1, y1, x2, y2 = boxes_G4.unbind(1)
-    r0 = y1.floor().long().clamp(0, height - 1)
-    c0 = x1.floor().long().clamp(0, width - 1)
-    r1 = torch.maximum(y2.ceil().long().clamp(0, height), r0 + 1)
-    c1 = torch.maximum(x2.ceil().long().clamp(0, width), c0 + 1)
-    return torch.stack((r0, r1, c0, c1), dim=1)
-
-
-def _true_masks(
-    batched_inputs: BatchedInputs, padded_size: tuple[int, int], supervision: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Annotated masks of the batch on the mask grid, (G, H, W) bool, and which boxes have one."""
-    masks, has_mask = [], []
-    for entry in batched_inputs:
-        instances: Instances = entry["instances"]
-        count = len(instances)
-        grid = torch.zeros(count, padded_size[0] // 4, padded_size[1] // 4, dtype=torch.bool)
-        if not instances.has("gt_masks"):
-            if supervision == "masks" and count:
-                raise ValueError(
-                    f"supervision='masks' but {entry.get('file_name', 'an image')} has no gt_masks;"
-                    " let the dataloader keep them, or train from boxes"
-                )
-            own = torch.zeros(count, dtype=torch.bool)
-        else:
-            bitmaps = torch.as_tensor(instances.gt_masks.tensor).cpu()
-            sampled = bitmaps[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
-            grid[:, : sampled.shape[1], : sampled.shape[2]] = sampled
-            own = (
-                instances.gt_has_mask.cpu().bool()
-                if supervision == "mixed" and instances.has("gt_has_mask")
-                else torch.ones(count, dtype=torch.bool)
-            )
-        masks.append(grid)
-        has_mask.append(own)
-    return torch.cat(masks), torch.cat(has_mask)
-
-
-@torch.no_grad()
-def _fill_ratio(mask_logits_IHW: torch.Tensor, extents_I4: torch.Tensor) -> torch.Tensor:
-    """Mean share of a box that its mask fills; 1 means that masks have turned into boxes."""
-    areas = (extents_I4[:, 1] - extents_I4[:, 0]) * (extents_I4[:, 3] - extents_I4[:, 2])
-    total = mask_logits_IHW.new_zeros(())
-    for logits, (r0, r1, c0, c1) in zip(mask_logits_IHW, extents_I4.tolist(), strict=True):
-        if r1 > r0 and c1 > c0:
-            total += (logits[r0:r1, c0:c1] > 0).float().mean()
-    return total / (areas > 0).sum().clamp(min=1)

@@ -7,6 +7,7 @@ Shape legend: I student masks, G boxes of an image, J teacher predictions, H×W 
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
 from typing import Literal
@@ -78,6 +79,15 @@ class DistillationSettings:
         if not self.beta_decays:
             return self.beta
         return self.beta * max(1.0 - iteration / self.total_iterations, 0.0)
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A frozen copy of the student, in evaluation mode."""
+    teacher = copy.deepcopy(student)
+    teacher.eval()
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    return teacher
 
 
 @torch.no_grad()

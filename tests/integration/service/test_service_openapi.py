@@ -30,9 +30,7 @@ def test_made_up_requests_never_make_the_server_fail(service: Any, secrets: dict
     for operation in operations:
 
         @hypothesis.given(case=operation.as_strategy())
-        @hypothesis.settings(
-            max_examples=8, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
-        )
+        @hypothesis.settings(max_examples=8, suppress_health_check=list(hypothesis.HealthCheck))
         def is_answered(case: Any) -> None:
             response = case.call(headers={"Authorization": f"Bearer {secrets['admin']}"})
             case.validate_response(response, checks=[not_a_server_error])

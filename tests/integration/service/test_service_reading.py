@@ -220,7 +220,7 @@ def test_a_link_out_of_a_segment_makes_it_unserved(
     assert described["damaged_segments"] == [segment.name]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     method=st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "X"]),
     path=st.binary(max_size=60).map(lambda b: b.replace(b"\n", b"").replace(b"\r", b"")),

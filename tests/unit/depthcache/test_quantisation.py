@@ -17,7 +17,7 @@ _maps = arrays(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(inverse_depth=_maps, bits=st.integers(2, 16))
 def test_error_is_at_most_half_a_step(inverse_depth, bits):
     codes, (low, high) = quantise(inverse_depth, bits)

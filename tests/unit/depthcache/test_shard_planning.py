@@ -15,7 +15,7 @@ _keys = st.integers(0, 2**32).map(lambda n: hashlib.sha256(str(n).encode()).hexd
 _shapes = st.sampled_from([(4, 4), (4, 6), (10, 4)])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shapes=st.dictionaries(_keys, _shapes, max_size=30), rows=st.integers(1, 7), data=st.data())
 def test_planning_is_a_bijection_and_free_of_order(shapes, rows, data):
     plan = plan_segment(shapes, fingerprint="m-0", shard_rows=rows)
@@ -48,7 +48,7 @@ def test_segment_id_depends_on_all_that_decides_rows():
     assert len(ids) == 5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shapes=st.dictionaries(_keys, _shapes, max_size=30), at_once=st.integers(1, 31))
 def test_segment_id_is_the_hash_of_one_canonical_document(shapes, at_once):
     with pytest.MonkeyPatch.context() as patch:

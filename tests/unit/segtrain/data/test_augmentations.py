@@ -29,7 +29,7 @@ def _resize(values: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArr
     return resized
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(24, 90),
     width=st.integers(24, 90),

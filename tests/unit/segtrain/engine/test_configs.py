@@ -15,7 +15,7 @@ from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoade
 from segtrain.depth_source import DepthSettings
 from segtrain.optimizer import OptimizerSettings, scale_learning_rate
 from segtrain.schedule import ScheduleSettings, fraction_of
-from segtrain.training import TrainSettings, distillation_start, read_settings
+from segtrain.train_settings import TrainSettings, distillation_start, read_settings
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 NAMES = sorted(

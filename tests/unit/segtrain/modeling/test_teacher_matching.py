@@ -83,7 +83,7 @@ def test_matching_is_the_best_of_all_assignments(num_predictions: int) -> None:
         assert match.scores[i].item() == pytest.approx(quality[i, j].item() if j >= 0 else 0.0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_boxes=st.integers(0, 7),
