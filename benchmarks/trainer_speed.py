@@ -48,7 +48,11 @@ COMPARISONS: dict[str, list[list[Side]]] = {
             Side("ours + depth, without teacher", "step:ours", TUNED),
             Side("ours + depth + teacher at 800/640", "step:ours:teacher", TUNED),
             Side("the same, the teacher in bf16", "step:ours:teacher:bf16-teacher", TUNED),
-        ]
+        ],
+        [
+            Side("ours + depth, bf16, without teacher", "step:ours:bf16", TUNED),
+            Side("ours + depth + teacher at 800/640, bf16", "step:ours:bf16:teacher", TUNED),
+        ],
     ],
     "inference": [
         [
