@@ -24,8 +24,11 @@ def configure_logging(*, verbose: bool = False) -> None:
     """
     if not verbose and not sys.warnoptions:
         # fvcore and detectron2 script functions as they are imported, which torch 2.14 deprecates.
-        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
-        warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", r"`torch\.jit", category)
+        os.environ["PYTHONWARNINGS"] = ",".join(  # for the processes that this one starts
+            f"ignore::{name}:torch.jit._script" for name in ("FutureWarning", "DeprecationWarning")
+        )
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

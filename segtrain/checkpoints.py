@@ -7,7 +7,7 @@ import os
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -82,14 +82,18 @@ def remove_partial_files(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, content: BinaryIO | None = None) -> dict[str, Any]:
     """Read a checkpoint to the CPU, without running code from it.
+
+    Args:
+        path: the file.
+        content: read instead of the file, which is elsewhere.
 
     Raises:
         CheckpointError: no such file, or not a readable checkpoint.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(content or path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:

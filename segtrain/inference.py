@@ -96,8 +96,16 @@ def load_trained_model(
         device=device,
         categories=known,
         test=read_settings(cfg.dataloader.test, InferenceSizeSettings),
-        precision=settings.precision,
+        # What was trained in fp16 on a GPU is also looked at elsewhere; a CPU emulates fp16.
+        precision="fp32"
+        if (settings.precision, device.type) == ("fp16", "cpu")
+        else settings.precision,
     )
+
+
+def _usable_precision(precision: str, device: torch.device) -> str:
+    """What was trained in fp16 on a GPU is also used elsewhere; a CPU only emulates fp16."""
+    return "fp32" if precision == "fp16" and device.type == "cpu" else precision
 
 
 def default_categories(num_classes: int) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ class TrainSettings:
         num_processes: processes on this machine.
         num_machines: machines.
         machine_rank: of this machine.
-        dist_url: address of the first process; `auto` on one machine.
+        dist_url: address of the first process, `tcp://HOST:PORT`; `auto` on one machine.
         distill_from: share of the run after which the teacher teaches; None means never.
         teacher_momentum: of the teacher's moving average.
         teacher_short_side: short side of the teacher's view; None means the student's.
@@ -112,14 +112,24 @@ class TrainSettings:
             )
         if self.device not in ("auto", "cpu", "cuda"):
             raise TrainingConfigError(f"train.device={self.device!r} is not auto, cpu or cuda")
-        if self.precision == "fp16" and self.device == "cpu":
-            raise TrainingConfigError("train.precision=fp16 needs a GPU; use bf16 on a CPU")
+        if self.device == "cpu":
+            require_precision(self.precision, torch.device("cpu"))
         parts = self.num_processes * self.num_machines * self.accumulation
         if self.batch_size % parts:
             raise TrainingConfigError(
                 f"train.batch_size={self.batch_size} cannot be split into {parts} equal parts "
                 "(processes × machines × accumulation); change train.batch_size or "
                 "train.accumulation"
+            )
+        if not 0 <= self.machine_rank < self.num_machines:
+            raise TrainingConfigError(
+                f"train.machine_rank={self.machine_rank} is not one of 0 to "
+                f"{self.num_machines - 1}; train.num_machines={self.num_machines}"
+            )
+        if self.num_machines > 1 and self.dist_url == "auto":
+            raise TrainingConfigError(
+                "train.dist_url=auto finds no process of another machine; set it to "
+                "tcp://HOST:PORT on all of them, with an address of machine 0 and a free port there"
             )
         if self.distill_from is not None and not 0 <= self.distill_from <= 1:
             raise TrainingConfigError(
@@ -167,6 +177,16 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise TrainingConfigError("train.device=cuda, but there is no CUDA device; set it to cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuse fp16 where it would be many times slower than fp32.
+
+    Raises:
+        TrainingConfigError: fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise TrainingConfigError("train.precision=fp16 needs a GPU; use bf16 on a CPU")
 
 
 def require_consistent_settings(

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +30,6 @@ from segtrain.checkpoints import (
     checkpoint_path,
     initialise_weights,
     list_checkpoints,
-    load_state,
     remove_old_checkpoints,
     remove_partial_files,
     restore_random_state,
@@ -49,6 +49,7 @@ from segtrain.errors import (
     SegtrainError,
     TrainingConfigError,
 )
+from segtrain.joint_checkpoints import load_newest_state
 from segtrain.metrics_log import MetricsLog
 from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.distillation import make_teacher, update_teacher
@@ -64,6 +65,7 @@ from segtrain.train_settings import (
     read_settings,
     require_consistent_settings,
     require_num_classes,
+    require_precision,
 )
 
 logger = logging.getLogger(__name__)
@@ -163,7 +165,7 @@ def train_model(
             num_machines=settings.num_machines,
             machine_rank=settings.machine_rank,
             dist_url=settings.dist_url,
-            args=(cfg, run_dir, resume, failures),
+            args=(cfg, run_dir, resume, failures, _log_style()),
         )
     except ProcessRaisedException as error:
         if failures.empty():
@@ -172,7 +174,26 @@ def train_model(
     return TrainSummary(**json.loads((run_dir / _SUMMARY_FILE).read_text()))
 
 
-def _train_in_process(cfg: Any, run_dir: Path, resume: bool, failures: Any) -> None:
+def _log_style() -> tuple[int, logging.Formatter | None]:
+    """Level and form of this process's log, for processes that start without one."""
+    root = logging.getLogger()
+    return root.level, next((handler.formatter for handler in root.handlers), None)
+
+
+def _train_in_process(
+    cfg: Any,
+    run_dir: Path,
+    resume: bool,
+    failures: Any,
+    log_style: tuple[int, logging.Formatter | None],
+) -> None:
+    level, formatter = log_style
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    # One process tells what all do; a warning may be one's own.
+    logging.basicConfig(
+        level=level if comm.is_main_process() else max(level, logging.WARNING), handlers=[handler]
+    )
     try:
         Trainer(cfg, run_dir, resume=resume).train()
     except SegtrainError as error:
@@ -203,6 +224,7 @@ class Trainer:
         self.depth_settings = read_settings(cfg.depth, DepthSettings)
         self.loader_settings = read_settings(cfg.dataloader.train, TrainLoaderSettings)
         self.device = choose_device(self.settings.device)
+        require_precision(self.settings.precision, self.device)
 
         run_dir.mkdir(parents=True, exist_ok=True)
         seed_all(self.settings.seed)
@@ -233,6 +255,9 @@ class Trainer:
         self.num_resumed = self.iteration
         self.forward: Any = self.model
         if comm.get_world_size() > 1:
+            # torch 2.6 knows the old name only; strides of 1×1 kernels cost nothing here.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
             self.forward = DistributedDataParallel(
                 self.model,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -498,11 +523,10 @@ class Trainer:
         comm.synchronize()
 
     def _load_newest_checkpoint(self) -> None:
-        found = list_checkpoints(self.run_dir)
-        if not found:
+        found = load_newest_state(self.run_dir, self.device)
+        if found is None:
             return
-        _, path = found[-1]
-        state = load_state(path)
+        path, state = found
         _require_same_trajectory(state["trajectory"], self._trajectory(), path)
         self.model.load_state_dict(state["model"])
         if state["teacher"] is not None:
@@ -580,7 +604,8 @@ class Trainer:
             last_metrics=last_metrics,
             dropped=self.dataset.dropped,
         )
-        if comm.is_main_process():
+        if comm.get_local_rank() == 0:
+            # Once per machine: machines need not share a file system.
             save_atomically(
                 {
                     "format_version": 1,
@@ -590,8 +615,6 @@ class Trainer:
                 },
                 weights,
             )
-        if comm.get_local_rank() == 0:
-            # Once per machine: machines need not share a file system.
             (self.run_dir / _SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
         comm.synchronize()
         return summary

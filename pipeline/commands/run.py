@@ -30,6 +30,11 @@ def run(
     with stdout_kept_clean():
         config = load_config(config_name, chosen)
         folder = output or default_run_folder(config_name, config)
+        if int(config.train.get("num_machines", 1)) > 1:
+            raise UsageError(
+                f"train.num_machines={config.train.num_machines}, but `pipeline run` works on one "
+                "machine; run `pipeline depth` once, then `pipeline train` on each machine"
+            )
         if dry_run:
             plan = plan_of(config, folder, list(STAGES))
         else:
@@ -75,6 +80,16 @@ def default_run_folder(config_name: str, config: Any) -> Path:
     path = Path(config_name)
     parts = [path.parent.name] if path.parent.name not in ("", "configs") else []
     return Path("runs") / "-".join([*parts, path.stem])
+
+
+def machine_folder(folder: Path, config: Any) -> Path:
+    """The run folder on this machine: `machine-N` in it on any but the first.
+
+    Machines may share a disk, and each keeps a manifest of its own.
+    """
+    rank = int(config.train.get("machine_rank", 0))
+    name = f"machine-{rank}"
+    return folder if rank == 0 or folder.name == name else folder / name
 
 
 def plan_of(config: Any, folder: Path, stages: list[str]) -> dict[str, Any]:

@@ -18,15 +18,18 @@ def train(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train on boxes and cached depth. The same command again resumes."""
-    from pipeline.commands.run import default_run_folder, plan_of
+    """Train on boxes and cached depth. The same command again resumes.
+
+    On several machines, give each the same command and its own train.machine_rank.
+    """
+    from pipeline.commands.run import default_run_folder, machine_folder, plan_of
     from pipeline.config import load_config, take_snapshot
     from pipeline.manifest import locked_run, open_manifest
 
     chosen = assignments or []
     with stdout_kept_clean():
         config = load_config(config_name, chosen)
-        folder = output or default_run_folder(config_name, config)
+        folder = machine_folder(output or default_run_folder(config_name, config), config)
         if dry_run:
             plan = plan_of(config, folder, ["train"])
         else:

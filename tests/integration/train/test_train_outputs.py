@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
@@ -20,6 +21,7 @@ from segtrain.evaluation import (
     match_categories,
     measure_average_precision,
 )
+from segtrain.inference import load_trained_model
 from segtrain.labelling import label_dataset
 from segtrain.prediction import predict_images
 from segtrain.training import train_model
@@ -177,6 +179,15 @@ def test_label_gives_every_box_a_mask_inside_it(
         assert columns.max() < np.ceil(x + width)
         assert rows.min() >= np.floor(y)
         assert rows.max() < np.ceil(y + height)
+
+
+def test_a_model_of_fp16_is_used_without_a_gpu_in_fp32(
+    load_tiny: Callable[..., Any], weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for precision, expected in (("fp16", "fp32"), ("bf16", "bf16")):
+        cfg = load_tiny(SHORT | {"train.precision": precision, "train.device": "auto"})
+        assert load_trained_model(cfg, weights).precision == expected
 
 
 def test_weights_of_another_model_are_refused(

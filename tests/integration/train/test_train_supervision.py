@@ -12,6 +12,7 @@ import torch
 from detectron2.engine import launch
 
 from depthcache.object_stores import BucketStore
+from segtrain import training
 from segtrain.checkpoints import list_checkpoints, load_state, save_atomically
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
 from segtrain.training import Trainer, train_model
@@ -147,6 +148,42 @@ def test_contradicting_settings_are_refused(
 ) -> None:
     with pytest.raises(TrainingConfigError, match=message):
         train_model(load_tiny(ONE_STEP | changes), tmp_path, resume=False)
+
+
+def test_fp16_is_refused_without_a_gpu_that_was_hoped_for(
+    tmp_path: Path, load_tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    changes = ONE_STEP | {"train.precision": "fp16", "train.device": "auto"}
+    with pytest.raises(TrainingConfigError, match="needs a GPU"):
+        train_model(load_tiny(changes), tmp_path, resume=False)
+
+
+def test_fp16_scales_losses_and_skips_a_step_that_overflows(
+    tmp_path: Path, load_tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a GPU it is slow, and the way is the same.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(training, "require_precision", lambda *_: None)
+    changes = ONE_STEP | {"train.device": "auto", "train.max_iter": 2, "train.checkpoint_period": 1}
+    full = train_model(load_tiny(changes), tmp_path / "fp32", resume=False).last_metrics
+    half_changes = changes | {"train.precision": "fp16"}
+    half = train_model(load_tiny(half_changes), tmp_path / "fp16", resume=False).last_metrics
+    for name in ("loss_fcos_cls", "loss_fcos_loc", "loss_proj", "gradient_norm"):
+        assert half[name] == pytest.approx(full[name], rel=0.05), name
+        assert half[name] != full[name]
+
+    # The loss scale is part of a checkpoint, as the optimizer is.
+    (tmp_path / "fp16" / "checkpoints" / "iteration_00000002.pth").unlink()
+    trainer = Trainer(load_tiny(half_changes), tmp_path / "fp16", resume=True)
+    assert trainer.iteration == 1
+    assert trainer.scaler.get_scale() == 65536
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**100})
+    before = {key: value.clone() for key, value in trainer.model.named_parameters()}
+    summary = trainer.train()
+    assert summary.num_iterations == 2
+    assert trainer.scaler.get_scale() == 2.0**99
+    assert all(torch.equal(before[key], value) for key, value in trainer.model.named_parameters())
 
 
 def test_bf16_trains_as_fp32_does(tmp_path: Path, load_tiny: Callable[..., Any]) -> None:
