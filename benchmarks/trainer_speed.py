@@ -25,6 +25,7 @@ COMPARISONS: dict[str, list[list[Side]]] = {
         [
             Side("textbook, projection + colour", "losses:textbook:coco", DEFAULT),
             Side("ours, + depth", "losses:ours:coco", DEFAULT),
+            Side("ours, + depth, boxes fill the map", "losses:ours:full", DEFAULT),
         ],
         [
             Side("textbook, projection + colour, tuned", "losses:textbook:coco", TUNED),
