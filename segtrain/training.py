@@ -165,7 +165,7 @@ def train_model(
             num_machines=settings.num_machines,
             machine_rank=settings.machine_rank,
             dist_url=settings.dist_url,
-            args=(cfg, run_dir, resume, failures, _log_style()),
+            args=(cfg, run_dir, resume, failures, _LogStyle.current()),
         )
     except ProcessRaisedException as error:
         if failures.empty():
@@ -174,26 +174,30 @@ def train_model(
     return TrainSummary(**json.loads((run_dir / _SUMMARY_FILE).read_text()))
 
 
-def _log_style() -> tuple[int, logging.Formatter | None]:
+@dataclass(frozen=True)
+class _LogStyle:
     """Level and form of this process's log, for processes that start without one."""
-    root = logging.getLogger()
-    return root.level, next((handler.formatter for handler in root.handlers), None)
+
+    level: int
+    text: str
+    time: str | None
+
+    @classmethod
+    def current(cls) -> _LogStyle:
+        root = logging.getLogger()
+        formatter = next((h.formatter for h in root.handlers if h.formatter), logging.Formatter())
+        return cls(root.level, formatter._fmt or logging.BASIC_FORMAT, formatter.datefmt)
+
+    def apply(self) -> None:
+        """One process tells what all do; a warning may be one's own."""
+        level = self.level if comm.is_main_process() else max(self.level, logging.WARNING)
+        logging.basicConfig(level=level, format=self.text, datefmt=self.time)
 
 
 def _train_in_process(
-    cfg: Any,
-    run_dir: Path,
-    resume: bool,
-    failures: Any,
-    log_style: tuple[int, logging.Formatter | None],
+    cfg: Any, run_dir: Path, resume: bool, failures: Any, log_style: _LogStyle
 ) -> None:
-    level, formatter = log_style
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    # One process tells what all do; a warning may be one's own.
-    logging.basicConfig(
-        level=level if comm.is_main_process() else max(level, logging.WARNING), handlers=[handler]
-    )
+    log_style.apply()
     try:
         Trainer(cfg, run_dir, resume=resume).train()
     except SegtrainError as error:
