@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from pipeline.cli import invoke
+from pipeline.commands.run import machine_folder
 from pipeline.config import load_config
 from pipeline.errors import (
     ExitCode,
@@ -190,3 +191,18 @@ def test_run_folder_is_the_option_then_the_configs_then_named_after_it(
     command = [verb, "configs/demo/full.py", "--dry-run", "--json", *options]
     assert invoke(command) == ExitCode.DONE
     assert json.loads(capsys.readouterr().out)["run"] == folder
+
+
+def test_each_machine_has_its_own_folder(tmp_path):
+    second = load_config("configs/demo/full.py", ["train.num_machines=2", "train.machine_rank=1"])
+    assert machine_folder(tmp_path, load_config("configs/demo/full.py")) == tmp_path
+    assert machine_folder(tmp_path, second) == tmp_path / "machine-1"
+    # `pipeline resume` names the machine's folder itself.
+    assert machine_folder(tmp_path / "machine-1", second) == tmp_path / "machine-1"
+
+
+def test_a_whole_run_is_for_one_machine(tmp_path, capsys):
+    arguments = ["run", "configs/demo/full.py", "--output", str(tmp_path / "run")]
+    assert invoke([*arguments, "--set", "train.num_machines=2"]) == ExitCode.USAGE
+    assert "`pipeline train` on each machine" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
