@@ -17,7 +17,7 @@ from segtrain.checkpoints import load_weights
 from segtrain.data.loader import DataSettings, InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
 from segtrain.errors import CheckpointError
-from segtrain.train_settings import TrainSettings, choose_device, read_settings
+from segtrain.train_settings import TrainSettings, autocast_to, choose_device, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,7 @@ class TrainedModel:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Forward passes run in the configured precision inside this context."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        return torch.autocast(self.device.type, dtype=dtype)
+        return autocast_to(self.precision, self.device)
 
     @torch.inference_mode()
     def detect(self, image_rgb: npt.NDArray[np.uint8]) -> Any:

@@ -33,13 +33,8 @@ def load_newest_state(run_dir: Path, device: torch.device) -> tuple[Path, dict[s
         CheckpointError: it cannot be read.
     """
     found = list_checkpoints(run_dir)
-    newest = (found[-1][0], found[-1][1].stat().st_size) if found else None
-    if comm.get_world_size() == 1:
-        if newest is None:
-            return None
-        path = checkpoint_path(run_dir, newest[0])
-        return path, load_state(path)
-    newest = comm.all_gather(newest)[0]
+    own_newest = (found[-1][0], found[-1][1].stat().st_size) if found else None
+    newest = comm.all_gather(own_newest)[0]
     if newest is None:
         return None
     iteration, num_bytes = newest

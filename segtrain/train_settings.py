@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -177,6 +178,13 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise TrainingConfigError("train.device=cuda, but there is no CUDA device; set it to cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def autocast_to(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Forward passes run in a precision of `PRECISIONS` inside this context."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
 def require_precision(precision: str, device: torch.device) -> None:

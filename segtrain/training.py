@@ -58,8 +58,8 @@ from segtrain.optimizer import OptimizerSettings, build_optimizer, scale_learnin
 from segtrain.schedule import ScheduleSettings, learning_rate_factor
 from segtrain.train_settings import (
     FREE_ON_RESUME,
-    PRECISIONS,
     TrainSettings,
+    autocast_to,
     choose_device,
     distillation_start,
     read_settings,
@@ -355,7 +355,7 @@ class Trainer:
             data_seconds += time.monotonic() - waiting
             is_last = part == num_parts - 1
             with contextlib.nullcontext() if is_last else self._without_gradient_exchange():
-                with self._autocast():
+                with autocast_to(self.settings.precision, self.device):
                     losses: dict[str, torch.Tensor] = self.forward(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
                 self._require_finite(total, losses)
@@ -418,11 +418,6 @@ class Trainer:
             context: contextlib.AbstractContextManager[None] = self.forward.no_sync()
             return context
         return contextlib.nullcontext()
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.settings.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.settings.precision])
 
     def _start_teacher_when_due(self) -> None:
         start = distillation_start(self.settings)

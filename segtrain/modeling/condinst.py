@@ -462,11 +462,7 @@ class CondInst(nn.Module):
 
         def may_be_matched(image: int, found: Detections) -> torch.Tensor:
             return possible_matches(
-                box_affinity(
-                    truth.boxes[image],
-                    found.boxes * _student_scale(batched_inputs[image]).to(found.boxes),
-                    settings.box_affinity,
-                ),
+                _affinity_to_teacher(batched_inputs[image], truth.boxes[image], found, settings),
                 found.scores,
                 truth.classes[image],
                 found.classes,
@@ -508,8 +504,7 @@ class CondInst(nn.Module):
             in_student = resize_teacher_masks(
                 soft_masks, _size(_teacher_image(entry)), _size(entry["image"]), padded_size
             )
-            scale = _student_scale(entry).to(detections.boxes)
-            affinity = box_affinity(boxes, detections.boxes * scale, settings.box_affinity)
+            affinity = _affinity_to_teacher(entry, boxes, detections, settings)
             depth_scores = (
                 depth_matching_scores(in_student, depth_edges[image], extents)
                 if beta > 0 and depth_edges is not None
@@ -749,8 +744,11 @@ def _size(image: torch.Tensor) -> tuple[int, int]:
     return int(image.shape[-2]), int(image.shape[-1])
 
 
-def _student_scale(entry: dict[str, Any]) -> torch.Tensor:
-    """(4,): by which x1, y1, x2, y2 in the teacher's view become those in the student's."""
+def _affinity_to_teacher(
+    entry: dict[str, Any], boxes_G4: torch.Tensor, found: Detections, settings: DistillationSettings
+) -> torch.Tensor:
+    """(G, J): affinity of boxes to what the teacher found in its own view, in the student's."""
     teacher_height, teacher_width = _size(_teacher_image(entry))
     height, width = _size(entry["image"])
-    return torch.tensor([width / teacher_width, height / teacher_height] * 2)
+    scale = found.boxes.new_tensor([width / teacher_width, height / teacher_height] * 2)
+    return box_affinity(boxes_G4, found.boxes * scale, settings.box_affinity)
