@@ -32,11 +32,11 @@ from numcodecs import blosc
 from PIL import Image
 
 from depthcache import DepthCache, image_key
-from depthcache.object_stores import LocalStore
-from depthcache.quantisation import dequantise, quantise
-from depthcache.segment_format import canonical_json, fingerprint_folder
-from depthcache.segment_writer import seal_segment, write_shard
-from depthcache.shard_planning import plan_segment
+from depthcache.format.quantisation import dequantise, quantise
+from depthcache.format.segment_format import canonical_json, fingerprint_folder
+from depthcache.format.shard_planning import plan_segment
+from depthcache.segments.writer import seal_segment, write_shard
+from depthcache.storage.object_stores import LocalStore
 
 SHARD_ROWS = 64
 COLD_READS = 24

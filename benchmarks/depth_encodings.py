@@ -30,14 +30,14 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, DPTForDepthEstimation
 
 from depthcache import image_key
-from depthcache.depth_models import load_depth_model
+from depthcache.format.quantisation import dequantise, quantise
+from depthcache.format.segment_format import encode_map
 from depthcache.image_decoding import decode_image
-from depthcache.quantisation import dequantise, quantise
-from depthcache.segment_format import encode_map
+from depthcache.stage_one.depth_models import load_depth_model
 from segtrain.data.augmentations import scale_to_255
-from segtrain.modeling.depth_loss import depth_loss
-from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
-from segtrain.modeling.pixel_neighbours import neighbour_similarity
+from segtrain.losses.depth import depth_loss
+from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
+from segtrain.mask_grid.neighbours import neighbour_similarity
 
 FloatMap = npt.NDArray[np.float32]
 MODEL = Path(__file__).parent.parent / "data/demo-dpt"

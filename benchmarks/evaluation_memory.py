@@ -73,8 +73,8 @@ def evaluate_photo(folder: Path, num_masks: int) -> dict[str, Any]:
     import torch
     from detectron2.config import LazyConfig, instantiate
 
-    from segtrain.checkpoints import save_atomically
-    from segtrain.evaluation import evaluate_model
+    from segtrain.run.checkpoints import save_atomically
+    from segtrain.use.evaluation import evaluate_model
 
     cfg = LazyConfig.load(str(CONFIG))
     cfg.data.test_json, cfg.data.test_images = str(folder / "annotations.json"), str(folder)

@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from depthcache import DepthCache, image_key
-from depthcache.object_stores import LocalStore
-from depthcache.segment_format import canonical_json, fingerprint_folder
-from depthcache.segment_writer import seal_segment, write_shard
-from depthcache.shard_planning import plan_segment
+from depthcache.format.segment_format import canonical_json, fingerprint_folder
+from depthcache.format.shard_planning import plan_segment
+from depthcache.segments.writer import seal_segment, write_shard
+from depthcache.storage.object_stores import LocalStore
 from segtrain.data.augmentations import AugmentationSettings
 from segtrain.data.coco_boxes import BoxAnnotation, ImageRecord, read_coco_boxes
 from segtrain.data.loader import TrainLoaderSettings, iterate_batches

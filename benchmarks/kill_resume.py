@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 from random_dpt import write_dpt
 
-from depthcache.garbage_collection import collect_garbage
-from depthcache.precompute import precompute_depth
-from depthcache.verification import verify_cache
+from depthcache.segments.garbage_collection import collect_garbage
+from depthcache.segments.verification import verify_cache
+from depthcache.stage_one.precompute import precompute_depth
 
 NUM_IMAGES = 48
 SHARD_ROWS = 4

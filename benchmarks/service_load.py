@@ -39,11 +39,11 @@ import numpy as np
 
 from depthcache import DepthCache, image_key
 from depthcache.errors import DepthCacheError
-from depthcache.object_stores import LocalStore
-from depthcache.segment_format import canonical_json, decode_shard_index, fingerprint_folder
-from depthcache.segment_writer import seal_segment, write_shard
-from depthcache.shard_planning import plan_segment
-from depthcache.transfer import push_cache
+from depthcache.exchange.transfer import push_cache
+from depthcache.format.segment_format import canonical_json, decode_shard_index, fingerprint_folder
+from depthcache.format.shard_planning import plan_segment
+from depthcache.segments.writer import seal_segment, write_shard
+from depthcache.storage.object_stores import LocalStore
 
 TOKEN = "benchmark-secret-0123456789"
 SHARD_ROWS = 64

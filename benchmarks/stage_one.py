@@ -28,11 +28,11 @@ from taking_turns import DEFAULT, TUNED, Side, compare, ratio, report, serve
 from transformers import pipeline
 
 from depthcache import image_key
-from depthcache.depth_models import DepthModel, load_depth_model
-from depthcache.object_stores import LocalStore
-from depthcache.segment_writer import seal_segment
-from depthcache.shard_computation import ShardTarget, compute_shards, load_image
-from depthcache.shard_planning import plan_segment
+from depthcache.format.shard_planning import plan_segment
+from depthcache.segments.writer import seal_segment
+from depthcache.stage_one.depth_models import DepthModel, load_depth_model
+from depthcache.stage_one.shard_computation import ShardTarget, compute_shards, load_image
+from depthcache.storage.object_stores import LocalStore
 
 # One run of stage one in a process of its own: seconds and peak memory, from start to seal.
 _CURVE_ONCE = """
@@ -40,7 +40,7 @@ import json, re, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from depthcache.precompute import precompute_depth
+from depthcache.stage_one.precompute import precompute_depth
 images, model, root = map(Path, sys.argv[1:4])
 paths = sorted(images.iterdir())
 precompute_depth(paths[:1], model, str(root / "first"))

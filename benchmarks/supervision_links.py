@@ -21,8 +21,8 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from pipeline.resources import demo_dpt_path
 from pipeline.synth import Scene, render_scene
-from segtrain.modeling.color_similarity import color_similarity, downsample_to_mask_grid
-from segtrain.modeling.pixel_neighbours import (
+from segtrain.losses.colour import color_similarity, downsample_to_mask_grid
+from segtrain.mask_grid.neighbours import (
     HALF_DIRECTIONS,
     neighbour_similarity,
     pair_slices,

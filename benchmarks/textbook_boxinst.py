@@ -26,7 +26,7 @@ from detectron2.structures import ImageList
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain.modeling.color_similarity import rgb_to_lab
+from segtrain.losses.colour import rgb_to_lab
 from segtrain.modeling.fcos import FCOSSettings, detect
 from segtrain.modeling.fcos_targets import FCOSTargets, assign_targets, level_locations
 

@@ -163,9 +163,9 @@ def build_losses(_short_side: int, options: list[str]) -> Callable[[], None]:
 
         return run
 
-    from segtrain.modeling.box_bitmasks import filled_pixels, mask_grid_extents
-    from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
-    from segtrain.modeling.projection_loss import projection_loss
+    from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
+    from segtrain.losses.projection import projection_loss
+    from segtrain.mask_grid.bitmasks import filled_pixels, mask_grid_extents
 
     extents = mask_grid_extents(filled_pixels(boxes.float(), (4 * height, 4 * width)))
 
@@ -238,12 +238,12 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     """A whole training step: losses, gradients, SGD."""
     import torch
 
-    from segtrain.determinism import deterministic_algorithms
-    from segtrain.modeling.distillation import (
+    from segtrain.distillation.teaching import (
         DistillationSettings,
         make_teacher,
         update_teacher,
     )
+    from segtrain.run.determinism import deterministic_algorithms
 
     program = options[0]
     batch = make_batch(short_side)
@@ -289,7 +289,7 @@ def build_inference(short_side: int, options: list[str]) -> Callable[[], None]:
 
     model = build_model(options[0], score_threshold=0.0).eval()
     if options[0] == "ours":
-        model.to(memory_format=torch.channels_last)  # as segtrain.inference does
+        model.to(memory_format=torch.channels_last)  # as segtrain.use.inference does
     batch = make_batch(short_side)[:1]
     batch[0] |= {"height": 480, "width": 640}
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled="bf16" in options)

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from depthcache import segment_format as fmt
 from depthcache.errors import (
     CacheCorruptError,
     CacheMismatchError,
@@ -21,9 +20,10 @@ from depthcache.errors import (
     CacheNotFoundError,
     CacheUnreachableError,
 )
+from depthcache.format import segment_format as fmt
 from depthcache.local_tier import DEFAULT_SIZE_CAP_BYTES, LocalTier
-from depthcache.object_stores import BucketStore, HTTPStore, ObjectStore, open_store
-from depthcache.segment_reader import SegmentReader
+from depthcache.segments.reader import SegmentReader
+from depthcache.storage.object_stores import BucketStore, HTTPStore, ObjectStore, open_store
 
 log = logging.getLogger(__name__)
 

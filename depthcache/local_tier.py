@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from depthcache.errors import CacheCorruptError
-from depthcache.segment_format import add_crc, strip_crc
-from depthcache.segment_reader import EncodedMap
+from depthcache.format.segment_format import add_crc, strip_crc
+from depthcache.segments.reader import EncodedMap
 
 DEFAULT_SIZE_CAP_BYTES = int(os.environ.get("DEPTHCACHE_LOCAL_TIER_BYTES", str(50 * 2**30)))
 _HEADER = struct.Struct("<IIIff")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.mask_rcnn import build_mask_rcnn
+from segtrain.modeling.mask_rcnn import build_mask_rcnn
 
 from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
 

@@ -6,9 +6,9 @@ from omegaconf import OmegaConf
 
 from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
-from segtrain.optimizer import OptimizerSettings
-from segtrain.schedule import ScheduleSettings
-from segtrain.train_settings import TrainSettings
+from segtrain.run.optimizer import OptimizerSettings
+from segtrain.run.schedule import ScheduleSettings
+from segtrain.run.train_settings import TrainSettings
 
 data = OmegaConf.structured(DataSettings())
 depth = OmegaConf.structured(DepthSettings())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.modeling.distillation import DistillationSettings
+from segtrain.distillation.teaching import DistillationSettings
 
 from .boxinst import model
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from depthcache.errors import CacheNotFoundError, CacheUnreachableError, DepthCacheError
-from depthcache.segment_reader import SegmentReader
+from depthcache.segments.reader import SegmentReader
 from depthcache.service.roots import ServedRoot
 from depthcache.service.segment_layout import (
     FINGERPRINT_NAME,

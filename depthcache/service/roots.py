@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
-from depthcache.object_stores import BucketStore, LocalStore, ObjectStore
 from depthcache.service.refusals import RequestRefusedError
 from depthcache.service.segment_layout import FINGERPRINT_NAME, SEALED_NAME, SEGMENTS_NAME
 from depthcache.service.staging import STAGING_NAME, sync_folder, sync_tree, write_durably
+from depthcache.storage.object_stores import BucketStore, LocalStore, ObjectStore
 
 STATE_NAME = ".service"
 TRASH_PREFIX = "trash-"

@@ -12,11 +12,11 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from depthcache import segment_format as fmt
 from depthcache.errors import DepthCacheError
-from depthcache.object_stores import LocalStore
-from depthcache.segment_reader import SegmentReader
-from depthcache.verification import validate_segment
+from depthcache.format import segment_format as fmt
+from depthcache.segments.reader import SegmentReader
+from depthcache.segments.verification import validate_segment
+from depthcache.storage.object_stores import LocalStore
 
 FINGERPRINT_NAME = fmt.FINGERPRINT
 SEALED_NAME = fmt.SEALED

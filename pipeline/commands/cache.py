@@ -30,7 +30,7 @@ app = typer.Typer(help="Depth caches: look at, check, share, clean.", no_args_is
 @app.command("ls")
 def list_caches(root: RootArgument, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """List the caches under a root."""
-    from depthcache.catalogue import list_caches as find_caches
+    from depthcache.segments.catalogue import list_caches as find_caches
 
     with stdout_kept_clean():
         caches = _fields(find_caches(root, token=token))
@@ -76,7 +76,7 @@ def show_coverage(
 ) -> None:
     """Which images have depth; exit code 3 and the command that fills the gap when some lack it."""
     from depthcache import DepthCache, image_key
-    from pipeline.image_lists import list_images
+    from pipeline.datasets.image_lists import list_images
 
     with stdout_kept_clean():
         files = list_images(images, coco)
@@ -121,7 +121,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Find every damaged, missing or stray object. Exit code 4 if there is any."""
-    from depthcache.verification import verify_cache
+    from depthcache.segments.verification import verify_cache
 
     if not root.is_dir():
         raise UsageError(f"cache root {root} does not exist")
@@ -212,7 +212,7 @@ def import_depth(
     as_json: JsonOption = False,
 ) -> None:
     """Take depth maps that exist already into a cache."""
-    from depthcache.interchange import import_maps
+    from depthcache.exchange.interchange import import_maps
 
     chosen = {} if bits is None else {"bits": bits}
     with stdout_kept_clean():
@@ -241,7 +241,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a cache's maps in another format."""
-    from depthcache.interchange import export_cache
+    from depthcache.exchange.interchange import export_cache
 
     with stdout_kept_clean():
         summary = _fields(export_cache(root, out, format=target_format, fingerprint=fingerprint))
@@ -257,7 +257,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Send every segment that a service lacks."""
-    from depthcache.transfer import push_cache
+    from depthcache.exchange.transfer import push_cache
 
     with stdout_kept_clean():
         summary = _fields(push_cache(root, url, token, fingerprint=fingerprint))
@@ -273,7 +273,7 @@ def pull(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch every segment that a local root lacks."""
-    from depthcache.transfer import pull_cache
+    from depthcache.exchange.transfer import pull_cache
 
     with stdout_kept_clean():
         summary = _fields(pull_cache(url, root, token, fingerprint=fingerprint))
@@ -290,7 +290,7 @@ def collect(
     as_json: JsonOption = False,
 ) -> None:
     """Delete what interrupted runs left behind; sealed segments stay."""
-    from depthcache.garbage_collection import collect_garbage
+    from depthcache.segments.garbage_collection import collect_garbage
 
     if not root.is_dir():
         raise UsageError(f"cache root {root} does not exist")
@@ -392,7 +392,7 @@ def _fill_command(root: str, images: Path | None, coco: Path | None, info: Any) 
     """
     import shlex
 
-    from depthcache.quantisation import DEFAULT_BITS
+    from depthcache.format.quantisation import DEFAULT_BITS
 
     sources = [entry["model_source"] for entry in info["provenance"] if "model_source" in entry]
     model = str(sources[-1] if sources else info.get("model") or "MODEL")
@@ -411,9 +411,9 @@ def _fill_command(root: str, images: Path | None, coco: Path | None, info: Any) 
 
 
 def _repair(root: Path, images: Path | None, model: str | None, revision: str | None) -> object:
-    from depthcache.verification import repair_cache
-    from pipeline.experiment import resolve_model
-    from pipeline.image_lists import list_folder_images
+    from depthcache.segments.verification import repair_cache
+    from pipeline.datasets.image_lists import list_folder_images
+    from pipeline.runs.experiment import resolve_model
 
     if images is None or model is None:
         raise UsageError("--repair recomputes depth: it needs --images DIR and --model MODEL")

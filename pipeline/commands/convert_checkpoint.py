@@ -31,7 +31,7 @@ def convert(
     if not source.is_file():
         raise UsageError(f"checkpoint {source} does not exist")
     with stdout_kept_clean():
-        from segtrain.modeling.checkpoint_conversion import convert_adelaidet
+        from segtrain.exchange.published_checkpoints import convert_adelaidet
 
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
@@ -66,7 +66,7 @@ def _compare(config_name: str, weights: Path, *, allow_differences: bool) -> Any
     from detectron2.config import instantiate
 
     from pipeline.config import load_config
-    from segtrain.modeling.checkpoint_conversion import load_weights
+    from segtrain.exchange.published_checkpoints import load_weights
 
     model = instantiate(load_config(config_name).model)
     return load_weights(model, weights, allow_differences=allow_differences)

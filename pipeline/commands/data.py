@@ -35,11 +35,11 @@ def prepare(
     target = output or root / "annotations"
     with stdout_kept_clean():
         if dataset == "coco":
-            from pipeline.coco_preparation import prepare_coco
+            from pipeline.datasets.coco_preparation import prepare_coco
 
             splits = prepare_coco(root, target)
         else:
-            from pipeline.cityscapes_preparation import prepare_cityscapes
+            from pipeline.datasets.cityscapes_preparation import prepare_cityscapes
 
             with ProgressReporter("cityscapes", "images") as progress:
                 splits = prepare_cityscapes(root, target, progress=progress.update)
@@ -82,7 +82,7 @@ def check(
 
     With --cache, images without depth are named as well.
     """
-    from pipeline.dataset_check import PROBLEM_KINDS, check_dataset
+    from pipeline.datasets.dataset_check import PROBLEM_KINDS, check_dataset
 
     file = annotations or coco
     if file is None or (annotations and coco):

@@ -19,8 +19,8 @@ def run_demo(
     as_json: JsonOption = False,
 ) -> None:
     """Boxes to masks on synthetic scenes: BoxInst against the full method, with a report."""
-    from pipeline.demo import run_demo as run
-    from pipeline.report_tables import format_ap_table
+    from pipeline.report.tables import format_ap_table
+    from pipeline.runs.demo import run_demo as run
 
     with stdout_kept_clean():
         result = run(output, seed=seed)

@@ -61,7 +61,7 @@ def compute_depth(
     as_json: JsonOption = False,
 ) -> None:
     """Compute the depth of images once and keep it in a cache. The same command again resumes."""
-    from pipeline.experiment import resolve_model
+    from pipeline.runs.experiment import resolve_model
 
     with stdout_kept_clean():
         files, settings = _gather(config_name, images, coco, assignments or [])
@@ -80,8 +80,8 @@ def compute_depth(
             "upstreams": tuple(upstream) if upstream else None,
         }
         if dry_run:
-            from depthcache.precompute import plan_depth
-            from pipeline.service_cache import is_service, local_root_of
+            from depthcache.stage_one.precompute import plan_depth
+            from pipeline.runs.service_cache import is_service, local_root_of
 
             given = {key: value for key, value in options.items() if value is not None}
             if is_service(root):
@@ -89,7 +89,7 @@ def compute_depth(
                 root = local_root_of(root.rstrip("/"))
             plan = to_jsonable(plan_depth(files, chosen_model, root, **given))
         else:
-            from pipeline.stages import compute_depth_maps
+            from pipeline.runs.stages import compute_depth_maps
 
             summary = compute_depth_maps(files, chosen_model, root, **options)
     if dry_run:
@@ -106,14 +106,14 @@ def _gather(
     config_name: str | None, images: Path | None, coco: Path | None, assignments: list[str]
 ) -> tuple[list[Path], dict[str, Any]]:
     """Images to compute, and the config's depth settings (empty without a config)."""
-    from pipeline.image_lists import list_coco_images, list_images, merge_image_lists
+    from pipeline.datasets.image_lists import list_coco_images, list_images, merge_image_lists
 
     if config_name is None:
         if assignments:
             raise UsageError("--set changes a config, but no CONFIG is given")
         return list_images(images, coco), {}
     from pipeline.config import load_config, take_snapshot
-    from pipeline.experiment import SPLITS, existing_dataset_paths
+    from pipeline.runs.experiment import SPLITS, existing_dataset_paths
 
     config = load_config(config_name, assignments)
     settings = dict(take_snapshot(config).get("depth") or {})

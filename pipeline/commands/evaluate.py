@@ -22,15 +22,15 @@ def evaluate(
     """Box and mask AP of a checkpoint on the config's test data."""
     from pipeline.config import load_config
     from pipeline.errors import UsageError
-    from pipeline.experiment import existing_dataset_paths
-    from pipeline.report_tables import format_ap_table
+    from pipeline.report.tables import format_ap_table
+    from pipeline.runs.experiment import existing_dataset_paths
 
     if not weights.is_file():
         raise UsageError(f"checkpoint {weights} does not exist")
     with stdout_kept_clean():
         config = load_config(config_name, assignments or [])
         existing_dataset_paths(config, "test")
-        from segtrain.evaluation import evaluate_model
+        from segtrain.use.evaluation import evaluate_model
 
         output.mkdir(parents=True, exist_ok=True)
         with ProgressReporter("eval", "images") as bar:

@@ -39,8 +39,8 @@ def export(
 
     with stdout_kept_clean():
         config = load_config(config_name, assignments or [])
-        from segtrain.inference import load_trained_model
-        from segtrain.modeling.onnx_export import export_onnx
+        from segtrain.exchange.onnx_export import export_onnx
+        from segtrain.use.inference import load_trained_model
 
         model = load_trained_model(config, weights)
         image_size = _parse_size(size) or (
@@ -72,7 +72,7 @@ def export(
 def _read_photos(model: Any, folder: Path, image_size: tuple[int, int]) -> list[Any]:
     """The folder's first photos, resized as the model is shown them and as fits the input."""
     from depthcache import decode_image
-    from pipeline.image_lists import list_images
+    from pipeline.datasets.image_lists import list_images
     from segtrain.data.mapper import make_test_input
 
     short_side, longer_side = sorted(image_size)

@@ -25,7 +25,7 @@ def label(
     """Give every box of a COCO file a mask and a score."""
     from pipeline.config import load_config
     from pipeline.errors import UsageError
-    from pipeline.manifest import write_atomically
+    from pipeline.runs.manifest import write_atomically
 
     for path, what in ((weights, "checkpoint"), (coco, "annotation file")):
         if not path.is_file():
@@ -34,7 +34,7 @@ def label(
         raise UsageError(f"--out {out} would overwrite the boxes; choose another file")
     with stdout_kept_clean():
         config = load_config(config_name, assignments or [])
-        from segtrain.labelling import label_dataset
+        from segtrain.use.labelling import label_dataset
 
         with ProgressReporter("label", "images") as bar:
             document = label_dataset(config, weights, coco, images, on_progress=bar.update)

@@ -27,15 +27,15 @@ def predict(
 ) -> None:
     """Boxes, classes, scores and masks of images, as a COCO result list."""
     from pipeline.config import load_config
-    from pipeline.image_lists import list_images
-    from pipeline.manifest import write_atomically
+    from pipeline.datasets.image_lists import list_images
+    from pipeline.runs.manifest import write_atomically
 
     if not weights.is_file():
         raise UsageError(f"checkpoint {weights} does not exist")
     with stdout_kept_clean():
         files = list_images(images, coco)
         config = load_config(config_name, assignments or [])
-        from segtrain.prediction import predict_images
+        from segtrain.use.prediction import predict_images
 
         failures: list[dict[str, str]] = []
         with ProgressReporter("predict", "images") as bar:
@@ -70,6 +70,6 @@ def _image_ids(coco: Path | None) -> dict[str, int] | None:
     """Image id by file name of a COCO file."""
     if coco is None:
         return None
-    from pipeline.dataset_check import load_coco_document
+    from pipeline.datasets.dataset_check import load_coco_document
 
     return {image["file_name"]: image["id"] for image in load_coco_document(coco)["images"]}

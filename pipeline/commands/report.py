@@ -21,8 +21,8 @@ def write_run_report(
     as_json: JsonOption = False,
 ) -> None:
     """Write report.html, one self-contained file, for one run or several side by side."""
-    from pipeline.report import load_result, write_report
-    from pipeline.report_tables import format_ap_table
+    from pipeline.report.page import load_result, write_report
+    from pipeline.report.tables import format_ap_table
 
     with stdout_kept_clean():
         loaded = [load_result(folder) for folder in folders]

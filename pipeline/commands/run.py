@@ -24,7 +24,7 @@ def run(
 ) -> None:
     """Depth, training, evaluation and report of one config. The same command again resumes."""
     from pipeline.config import load_config
-    from pipeline.report_tables import format_ap_table
+    from pipeline.report.tables import format_ap_table
 
     chosen = assignments or []
     with stdout_kept_clean():
@@ -38,7 +38,7 @@ def run(
         if dry_run:
             plan = plan_of(config, folder, list(STAGES))
         else:
-            from pipeline.run_config import run_config
+            from pipeline.runs.run_config import run_config
 
             metrics, manifest = run_config(config_name, chosen, config, folder)
     if dry_run:
@@ -61,7 +61,7 @@ def resume(
 ) -> None:
     """Repeat the command that started a run; what is done is skipped."""
     from pipeline.cli import invoke
-    from pipeline.manifest import load_manifest
+    from pipeline.runs.manifest import load_manifest
 
     manifest = load_manifest(folder)
     if not manifest.command:
@@ -94,8 +94,8 @@ def machine_folder(folder: Path, config: Any) -> Path:
 
 def plan_of(config: Any, folder: Path, stages: list[str]) -> dict[str, Any]:
     """What a run would do, from its config and the state of its folder."""
-    from pipeline.experiment import SPLITS, dataset_paths, depth_model
-    from pipeline.manifest import FILE_NAME, load_manifest
+    from pipeline.runs.experiment import SPLITS, dataset_paths, depth_model
+    from pipeline.runs.manifest import FILE_NAME, load_manifest
 
     states = dict.fromkeys(stages, "pending")
     if (folder / FILE_NAME).is_file():

@@ -17,7 +17,7 @@ def show_status(
 ) -> None:
     """Say how far runs came, what failed, and what to do next."""
     from pipeline.errors import UsageError
-    from pipeline.manifest import FILE_NAME
+    from pipeline.runs.manifest import FILE_NAME
 
     if (folder / FILE_NAME).is_file():
         folders = [folder]
@@ -32,7 +32,7 @@ def show_status(
 
 def describe_run(folder: Path) -> dict[str, Any]:
     """State of a run: a stage that a killed process left as running is `stopped`."""
-    from pipeline.manifest import is_in_use, load_manifest
+    from pipeline.runs.manifest import is_in_use, load_manifest
 
     manifest = load_manifest(folder)
     is_running = is_in_use(folder)

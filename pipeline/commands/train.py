@@ -24,7 +24,7 @@ def train(
     """
     from pipeline.commands.run import default_run_folder, machine_folder, plan_of
     from pipeline.config import load_config, take_snapshot
-    from pipeline.manifest import locked_run, open_manifest
+    from pipeline.runs.manifest import locked_run, open_manifest
 
     chosen = assignments or []
     with stdout_kept_clean():
@@ -33,7 +33,7 @@ def train(
         if dry_run:
             plan = plan_of(config, folder, ["train"])
         else:
-            from pipeline.stages import run_train_stage
+            from pipeline.runs.stages import run_train_stage
 
             with locked_run(folder):
                 manifest = open_manifest(

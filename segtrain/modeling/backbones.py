@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from segtrain.modeling.folded_batch_norm import fold_batch_norms
-from segtrain.modeling.precision import widen
-from segtrain.modeling.winograd import convolve_3x3
+from segtrain.cpu_kernels.folded_batch_norm import fold_batch_norms
+from segtrain.cpu_kernels.winograd import convolve_3x3
+from segtrain.precision import widen
 
 _RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _SWIN = {

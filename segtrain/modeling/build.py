@@ -7,12 +7,12 @@ from typing import Literal
 
 from torch import nn
 
+from segtrain.distillation.teaching import DistillationSettings
+from segtrain.losses.detector import Quality
 from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.condinst_settings import LossSettings, MaskSettings
-from segtrain.modeling.distillation import DistillationSettings
 from segtrain.modeling.dynamic_mask_head import DepthForm
 from segtrain.modeling.fcos import FCOSSettings
-from segtrain.modeling.fcos_losses import Quality
 
 
 def build_condinst(

@@ -16,21 +16,32 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain.modeling.annotated_masks import annotated_masks
-from segtrain.modeling.box_bitmasks import fill_ratio, filled_pixels, mask_grid_extents
-from segtrain.modeling.color_similarity import (
+from segtrain.distillation.matching import (
+    BoxMatch,
+    box_affinity,
+    depth_matching_scores,
+    match_predictions,
+    possible_matches,
+)
+from segtrain.distillation.teaching import (
+    DistillationSettings,
+    reliable_dice_loss,
+    resize_teacher_masks,
+)
+from segtrain.losses.annotated_masks import annotated_masks
+from segtrain.losses.colour import (
     MASK_STRIDE,
     color_similarity,
     downsample_to_mask_grid,
     image_validity,
 )
+from segtrain.losses.depth import depth_loss
+from segtrain.losses.detector import fcos_losses
+from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
+from segtrain.losses.projection import dice_distance, projection_loss
+from segtrain.mask_grid.bitmasks import fill_ratio, filled_pixels, mask_grid_extents
+from segtrain.mask_grid.neighbours import neighbour_similarity
 from segtrain.modeling.condinst_settings import LossSettings, MaskSettings
-from segtrain.modeling.depth_loss import depth_loss
-from segtrain.modeling.distillation import (
-    DistillationSettings,
-    reliable_dice_loss,
-    resize_teacher_masks,
-)
 from segtrain.modeling.dynamic_mask_head import (
     SIZES_OF_INTEREST,
     DepthForm,
@@ -45,23 +56,12 @@ from segtrain.modeling.fcos import (
     detect,
     gather_patches,
 )
-from segtrain.modeling.fcos_losses import fcos_losses
 from segtrain.modeling.fcos_targets import FCOSTargets, assign_targets
 from segtrain.modeling.mask_branch import MaskBranch
 from segtrain.modeling.mask_postprocessing import encoded_masks, full_size_masks
 from segtrain.modeling.masks_for_boxes import best_locations, cut_to_boxes
-from segtrain.modeling.pairwise_affinity import edges_from_similarity, pairwise_losses
-from segtrain.modeling.pixel_neighbours import neighbour_similarity
-from segtrain.modeling.precision import widen
-from segtrain.modeling.process_group import joint_normaliser
-from segtrain.modeling.projection_loss import dice_distance, projection_loss
-from segtrain.modeling.teacher_matching import (
-    BoxMatch,
-    box_affinity,
-    depth_matching_scores,
-    match_predictions,
-    possible_matches,
-)
+from segtrain.precision import widen
+from segtrain.process_group import joint_normaliser
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 BatchedInputs = Sequence[dict[str, Any]]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from segtrain.modeling.aligned_bilinear import aligned_bilinear
+from segtrain.mask_grid.upsampling import aligned_bilinear
 
 HIDDEN = 8
 FEATURE_STRIDE = 8

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from segtrain.modeling.fcos_losses import Quality
+from segtrain.cpu_kernels.winograd import Conv3x3, convolve_levels_3x3
+from segtrain.losses.detector import Quality
 from segtrain.modeling.fcos_targets import STRIDES, level_locations
-from segtrain.modeling.winograd import Conv3x3, convolve_levels_3x3
 
 
 @dataclass(kw_only=True)

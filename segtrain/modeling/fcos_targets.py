@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from segtrain.modeling.box_bitmasks import filled_centres, filled_pixels
+from segtrain.mask_grid.bitmasks import filled_centres, filled_pixels
 
 STRIDES = (8, 16, 32, 64, 128)
 SIZE_RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))

@@ -8,9 +8,9 @@ import torch
 from detectron2.layers import get_norm
 from torch import nn
 
-from segtrain.modeling.aligned_bilinear import aligned_bilinear
-from segtrain.modeling.precision import widen
-from segtrain.modeling.winograd import Conv3x3
+from segtrain.cpu_kernels.winograd import Conv3x3
+from segtrain.mask_grid.upsampling import aligned_bilinear
+from segtrain.precision import widen
 
 
 class MaskBranch(nn.Module):

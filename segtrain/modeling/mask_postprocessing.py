@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
-from segtrain.modeling.aligned_bilinear import aligned_bilinear
+from segtrain.mask_grid.upsampling import aligned_bilinear
 
 MASK_THRESHOLD = 0.5
 # Floating-point pixels that one chunk of masks may take at full resolution.

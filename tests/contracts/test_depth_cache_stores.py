@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from depthcache import DepthCache
-from depthcache import segment_format as fmt
 from depthcache.errors import (
     CacheCorruptError,
     CacheMissError,
     CacheNotFoundError,
     CacheUnreachableError,
 )
-from depthcache.object_stores import BucketStore, HTTPStore, LocalStore, MemoryStore
-from depthcache.segment_writer import seal_segment, write_shard
-from depthcache.shard_planning import plan_segment
+from depthcache.format import segment_format as fmt
+from depthcache.format.shard_planning import plan_segment
+from depthcache.segments.writer import seal_segment, write_shard
+from depthcache.storage.object_stores import BucketStore, HTTPStore, LocalStore, MemoryStore
 
 FINGERPRINT = {"encoding": {"bits": 12}, "format_version": 1, "model": "m"}
 FOLDER = fmt.fingerprint_folder(FINGERPRINT)

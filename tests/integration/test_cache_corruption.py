@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from depthcache import DepthCache, DepthCacheError
-from depthcache import segment_format as fmt
-from depthcache.object_stores import MemoryStore
-from depthcache.segment_writer import seal_segment, write_shard
-from depthcache.shard_planning import plan_segment
-from depthcache.verification import validate_segment
+from depthcache.format import segment_format as fmt
+from depthcache.format.shard_planning import plan_segment
+from depthcache.segments.verification import validate_segment
+from depthcache.segments.writer import seal_segment, write_shard
+from depthcache.storage.object_stores import MemoryStore
 
 FINGERPRINT = {"format_version": 1, "model": "m"}
 FOLDER = fmt.fingerprint_folder(FINGERPRINT)

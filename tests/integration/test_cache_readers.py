@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 
 from depthcache import DepthCache
-from depthcache import segment_format as fmt
 from depthcache.errors import (
     CacheCorruptError,
     CacheMissError,
     CacheNotFoundError,
     CacheUnreachableError,
 )
+from depthcache.format import segment_format as fmt
+from depthcache.format.shard_planning import plan_segment
 from depthcache.local_tier import LocalTier
-from depthcache.object_stores import BucketStore, LocalStore, MemoryStore
-from depthcache.segment_reader import EncodedMap
-from depthcache.segment_writer import seal_segment, write_shard
-from depthcache.shard_planning import plan_segment
-from depthcache.verification import verify_cache
+from depthcache.segments.reader import EncodedMap
+from depthcache.segments.verification import verify_cache
+from depthcache.segments.writer import seal_segment, write_shard
+from depthcache.storage.object_stores import BucketStore, LocalStore, MemoryStore
 
 FINGERPRINT = {"format_version": 1, "model": "m"}
 FOLDER = fmt.fingerprint_folder(FINGERPRINT)
@@ -379,7 +379,7 @@ def test_tier_keeps_no_map_that_takes_all_of_it_and_goes_on_without_a_disk(tmp_p
 
 def test_index_that_is_not_sorted_is_refused(tmp_path):
     """A seal may be valid and its writer wrong: binary search must not miss maps in silence."""
-    from depthcache.segment_writer import make_seal, summarise_object
+    from depthcache.segments.writer import make_seal, summarise_object
 
     prefix = write_segment(LocalStore(tmp_path), make_maps(0, 3))
     segment = tmp_path / prefix

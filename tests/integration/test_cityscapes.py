@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.cli import invoke
-from segtrain.cityscapes_evaluation import measure_cityscapes_precision
 from segtrain.data.coco_boxes import read_coco_boxes
 from segtrain.errors import DatasetError
+from segtrain.use.cityscapes_evaluation import measure_cityscapes_precision
 
 HEIGHT, WIDTH = 64, 128
 LABELS = ("car", "person", "truck", "bicycle", "cargroup", "license plate", "building", "rider")

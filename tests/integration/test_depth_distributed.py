@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from depthcache import DepthCache, image_key
-from depthcache.object_stores import BucketStore
-from depthcache.precompute import precompute_depth
-from depthcache.verification import verify_cache
+from depthcache.segments.verification import verify_cache
+from depthcache.stage_one.precompute import precompute_depth
+from depthcache.storage.object_stores import BucketStore
 
 pytestmark = [
     pytest.mark.slow,

@@ -20,11 +20,11 @@ import pytest
 from PIL import Image
 
 from depthcache import DepthCache, DepthCacheError, decode_image, image_key
-from depthcache import segment_format as fmt
 from depthcache.errors import CacheIncompleteError, CacheMismatchError
-from depthcache.garbage_collection import collect_garbage
-from depthcache.precompute import precompute_depth
-from depthcache.verification import repair_cache, verify_cache
+from depthcache.format import segment_format as fmt
+from depthcache.segments.garbage_collection import collect_garbage
+from depthcache.segments.verification import repair_cache, verify_cache
+from depthcache.stage_one.precompute import precompute_depth
 
 NUM_IMAGES = 7
 
@@ -285,7 +285,7 @@ def test_newer_format_is_refused_by_name(root):
 
 
 def test_lossless_maps_get_their_own_folder_and_equal_the_model(model, images, root):
-    from depthcache.depth_models import load_depth_model
+    from depthcache.stage_one.depth_models import load_depth_model
 
     precompute_depth(images[:3], model, str(root), bits=32, batch_size=1)
     names = sorted(path.name for path in root.iterdir())

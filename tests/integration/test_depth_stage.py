@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from depthcache import DepthCache, image_key
-from depthcache import shard_computation as stage
-from depthcache.depth_models import load_depth_model
-from depthcache.precompute import precompute_depth
+from depthcache.stage_one import shard_computation as stage
+from depthcache.stage_one.depth_models import load_depth_model
+from depthcache.stage_one.precompute import precompute_depth
 
 NUM_IMAGES = 7
 

@@ -17,9 +17,9 @@ from depthcache import decode_image
 from pipeline.cli import invoke
 from pipeline.config import load_config
 from segtrain.data.mapper import make_test_input
+from segtrain.exchange.onnx_export import export_onnx, pad_with_mean
 from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.mask_postprocessing import full_size_masks
-from segtrain.modeling.onnx_export import export_onnx, pad_with_mean
 
 # What 480×640 photos of short side 144 are padded to.
 SIZE = (160, 192)

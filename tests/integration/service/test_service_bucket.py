@@ -12,8 +12,8 @@ import pytest
 
 from depthcache import DepthCache
 from depthcache.errors import CacheMismatchError, DepthCacheError
-from depthcache.object_stores import BucketStore
-from depthcache.transfer import pull_cache, push_cache
+from depthcache.exchange.transfer import pull_cache, push_cache
+from depthcache.storage.object_stores import BucketStore
 
 
 @pytest.fixture
@@ -104,11 +104,11 @@ def test_a_server_killed_while_it_publishes_leaves_nothing_that_readers_see(
     num_written: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("depthcache.http_retries.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("depthcache.storage.http_retries.FIRST_WAIT_SECONDS", 0.001)
     root = f"{bucket.url}/killed-{num_written}"
     kill = f"""
 import os, signal
-from depthcache.object_stores import BucketStore
+from depthcache.storage.object_stores import BucketStore
 put_new, written = BucketStore.put_new, []
 def put_or_die(self, path, data):
     if len(written) == {num_written} + 1:

@@ -21,7 +21,7 @@ import pytest
 
 from depthcache import DepthCache
 from depthcache.errors import CacheCorruptError, CacheUnreachableError, DepthCacheError
-from depthcache.transfer import pull_cache, push_cache
+from depthcache.exchange.transfer import pull_cache, push_cache
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("short_waits")
 @pytest.fixture(scope="module")
 def short_waits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthcache.http_retries.FIRST_WAIT_SECONDS", 0.001)
+        patch.setattr("depthcache.storage.http_retries.FIRST_WAIT_SECONDS", 0.001)
         yield
 
 
@@ -274,7 +274,7 @@ def test_other_zarr_readers_read_straight_from_the_url(service: Any, cache: Path
 _KILL_AT_REQUEST = """
 import os, signal, sys
 import httpx
-from depthcache.transfer import pull_cache, push_cache
+from depthcache.exchange.transfer import pull_cache, push_cache
 send, sent = httpx.Client.send, []
 def send_or_die(self, request, **arguments):
     if len(sent) == int(sys.argv[1]):

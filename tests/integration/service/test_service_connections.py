@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from depthcache.transfer import push_cache
+from depthcache.exchange.transfer import push_cache
 
 QUICK = """
 import depthcache.service.connections as connections
@@ -103,7 +103,7 @@ def test_a_reader_that_stops_reading_is_let_go(
 ) -> None:
     import hashlib
 
-    from depthcache.segment_writer import make_seal, summarise_object
+    from depthcache.segments.writer import make_seal, summarise_object
 
     folder = make_cache(tmp_path)
     segment = min(p.parent for p in folder.glob("segments/*/sealed.json"))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from depthcache.errors import CacheCorruptError
-from depthcache.transfer import pull_cache
+from depthcache.exchange.transfer import pull_cache
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_the_service_holds_and_hands_out_the_very_bytes_of_both(teams: Teams) ->
 def test_a_service_that_is_down_only_costs_computing(
     teams: Teams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("depthcache.http_retries.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("depthcache.storage.http_retries.FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -168,7 +168,7 @@ def test_training_from_the_service_equals_training_from_the_folder_and_outlives_
     for name, value in local.items():
         assert np.array_equal(np.asarray(value), np.asarray(remote[name])), name
 
-    monkeypatch.setattr("depthcache.http_retries.FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("depthcache.storage.http_retries.FIRST_WAIT_SECONDS", 0.01)
     assert _train_and_kill(teams, coco_mini, tmp_path / "tiered", **with_tier) == 0
     again = _weights(tmp_path / "tiered")
     assert all(np.array_equal(np.asarray(v), np.asarray(again[n])) for n, v in remote.items())

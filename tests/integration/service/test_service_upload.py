@@ -23,9 +23,9 @@ from depthcache.errors import (
     CacheUnreachableError,
     DepthCacheError,
 )
-from depthcache.segment_format import canonical_json
-from depthcache.segment_writer import make_seal
-from depthcache.transfer import pull_cache, push_cache
+from depthcache.exchange.transfer import pull_cache, push_cache
+from depthcache.format.segment_format import canonical_json
+from depthcache.segments.writer import make_seal
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_server_killed_at_any_step_publishes_nothing_by_halves_and_the_push_co
 def test_a_service_that_is_down_is_unreachable_in_the_end(
     local: Path, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depthcache.http_retries.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("depthcache.storage.http_retries.FIRST_WAIT_SECONDS", 0.001)
     with pytest.raises(CacheUnreachableError, match="failed 8 times"):
         push_cache(local, "http://127.0.0.1:9", secrets["writer"])
 

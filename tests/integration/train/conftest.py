@@ -15,7 +15,7 @@ import pytest
 from detectron2.config import LazyConfig
 from omegaconf import OmegaConf
 
-from depthcache.interchange import import_maps
+from depthcache.exchange.interchange import import_maps
 from pipeline.synth import generate_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -26,7 +26,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from detectron2.config import LazyConfig
-from segtrain.training import train_model
+from segtrain.run.trainer import train_model
 
 config, run_dir, kill_after = sys.argv[1:]
 torch.set_num_threads(2)

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from segtrain.errors import NonFiniteLossError
-from segtrain.training import Trainer, train_model
+from segtrain.run.trainer import Trainer, train_model
 
 
 class StoppedError(Exception):

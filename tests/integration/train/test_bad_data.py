@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.cli import invoke
 from segtrain.errors import DatasetError, MissingDepthError, SegtrainError
-from segtrain.training import train_model
+from segtrain.run.trainer import train_model
 
 Change = Callable[[dict[str, Any]], None]
 ONE_STEP = {

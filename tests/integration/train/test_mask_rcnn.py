@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.config import load_config
-from segtrain.evaluation import evaluate_model
-from segtrain.training import train_model
+from segtrain.run.trainer import train_model
+from segtrain.use.evaluation import evaluate_model
 
 
 # detectron2's anchors call meshgrid in the way that torch asks to change.

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from segtrain.checkpoints import list_checkpoints, load_state
 from segtrain.errors import TrainingConfigError
-from segtrain.train_settings import TrainSettings
-from segtrain.training import train_model
+from segtrain.run.checkpoints import list_checkpoints, load_state
+from segtrain.run.train_settings import TrainSettings
+from segtrain.run.trainer import train_model
 
 SETTINGS: dict[str, Any] = {
     "train.max_iter": 4,

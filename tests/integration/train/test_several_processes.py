@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.engine import launch
 
-from segtrain.checkpoints import list_checkpoints, load_state
+from segtrain.run.checkpoints import list_checkpoints, load_state
 
 TWO_STEPS: dict[str, Any] = {
     "train.max_iter": 2,

@@ -16,15 +16,15 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from segtrain.errors import CheckpointError
-from segtrain.evaluation import (
+from segtrain.run.trainer import train_model
+from segtrain.use.evaluation import (
     evaluate_model,
     match_categories,
     measure_average_precision,
 )
-from segtrain.inference import load_trained_model
-from segtrain.labelling import label_dataset
-from segtrain.prediction import predict_images
-from segtrain.training import train_model
+from segtrain.use.inference import load_trained_model
+from segtrain.use.labelling import label_dataset
+from segtrain.use.prediction import predict_images
 
 SHORT = {
     "train.max_iter": 2,

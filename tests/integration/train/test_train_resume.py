@@ -11,10 +11,10 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 
-from segtrain.checkpoints import list_checkpoints, load_state
 from segtrain.errors import CheckpointError
-from segtrain.metrics_log import read_metrics
-from segtrain.training import train_model
+from segtrain.run.checkpoints import list_checkpoints, load_state
+from segtrain.run.metrics_log import read_metrics
+from segtrain.run.trainer import train_model
 
 
 def _assert_same(one: Any, other: Any, where: str = "") -> None:

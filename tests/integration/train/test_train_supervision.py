@@ -11,11 +11,11 @@ import pytest
 import torch
 from detectron2.engine import launch
 
-from depthcache.object_stores import BucketStore
-from segtrain import training
-from segtrain.checkpoints import list_checkpoints, load_state, save_atomically
+from depthcache.storage.object_stores import BucketStore
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
-from segtrain.training import Trainer, train_model
+from segtrain.run import trainer as training
+from segtrain.run.checkpoints import list_checkpoints, load_state, save_atomically
+from segtrain.run.trainer import Trainer, train_model
 
 ONE_STEP: dict[str, Any] = {
     "train.max_iter": 1,

@@ -21,9 +21,9 @@ from pipeline.errors import (
     UsageError,
     exit_code_of,
 )
-from pipeline.manifest import open_manifest
 from pipeline.process_settings import MALLOC_SETTINGS, needs_restart
-from pipeline.stages import run_train_stage, train_inputs
+from pipeline.runs.manifest import open_manifest
+from pipeline.runs.stages import run_train_stage, train_inputs
 
 
 class CacheCorruptError(Exception):

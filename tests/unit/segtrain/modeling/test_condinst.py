@@ -9,9 +9,9 @@ import pytest
 import torch
 from detectron2.structures import BitMasks
 
+from segtrain.distillation.teaching import DistillationSettings, update_teacher
 from segtrain.modeling import condinst
 from segtrain.modeling.condinst import CondInst
-from segtrain.modeling.distillation import DistillationSettings, update_teacher
 from segtrain.modeling.fcos import Detections
 
 FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}

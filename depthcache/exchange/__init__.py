@@ -1,0 +1,1 @@
+"""Caches on the way to other places and other formats."""

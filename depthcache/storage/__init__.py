@@ -1,0 +1,1 @@
+"""Where bytes are kept: a folder, memory, HTTP or a bucket."""

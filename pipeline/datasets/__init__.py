@@ -1,0 +1,1 @@
+"""Image lists and COCO files: find, check, prepare."""

@@ -1,0 +1,1 @@
+"""The averaged teacher, and which of its masks teaches which box."""

@@ -1,0 +1,1 @@
+"""Models on the way from and to other programs."""

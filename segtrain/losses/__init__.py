@@ -1,0 +1,1 @@
+"""What supervises masks and boxes, as pure functions of tensors."""

@@ -1,0 +1,41 @@
+"""Annotated masks on the mask grid, for training with masks where the config says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+
+from segtrain.losses.colour import MASK_STRIDE
+
+
+def annotated_masks(
+    batched_inputs: Sequence[dict[str, Any]], padded_size: tuple[int, int], supervision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Annotated masks of the batch on the mask grid, (G, H, W) bool, and which boxes have one."""
+    masks, has_mask = [], []
+    for entry in batched_inputs:
+        instances: Instances = entry["instances"]
+        count = len(instances)
+        grid = torch.zeros(count, padded_size[0] // 4, padded_size[1] // 4, dtype=torch.bool)
+        if not instances.has("gt_masks"):
+            if supervision == "masks" and count:
+                raise ValueError(
+                    f"supervision='masks' but {entry.get('file_name', 'an image')} has no gt_masks;"
+                    " let the dataloader keep them, or train from boxes"
+                )
+            own = torch.zeros(count, dtype=torch.bool)
+        else:
+            bitmaps = torch.as_tensor(instances.gt_masks.tensor).cpu()
+            sampled = bitmaps[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
+            grid[:, : sampled.shape[1], : sampled.shape[2]] = sampled
+            own = (
+                instances.gt_has_mask.cpu().bool()
+                if supervision == "mixed" and instances.has("gt_has_mask")
+                else torch.ones(count, dtype=torch.bool)
+            )
+        masks.append(grid)
+        has_mask.append(own)
+    return torch.cat(masks), torch.cat(has_mask)

@@ -1,0 +1,1 @@
+"""The grid that masks live on: one cell is four pixels."""

@@ -1,0 +1,1 @@
+"""A training run: settings, schedule, checkpoints, log, and the loop."""

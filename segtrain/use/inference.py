@@ -1,0 +1,172 @@
+"""A trained model and the images it is shown, for evaluation, prediction and labelling."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import instantiate
+from pycocotools import mask as mask_api
+
+from segtrain.data.loader import DataSettings, InferenceSizeSettings
+from segtrain.data.mapper import make_test_input
+from segtrain.errors import CheckpointError
+from segtrain.run.checkpoints import load_weights
+from segtrain.run.train_settings import TrainSettings, autocast_to, choose_device, read_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model with its weights, ready for images.
+
+    Attributes:
+        network: in evaluation mode, on its device.
+        categories: `{"id", "name"}` by contiguous class index.
+        test: how images are resized.
+        precision: of the forward pass.
+    """
+
+    network: Any
+    device: torch.device
+    categories: list[dict[str, Any]]
+    test: InferenceSizeSettings
+    precision: str
+
+    def make_input(self, image_rgb: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """An image, (height, width, 3) uint8 RGB, as the network takes it."""
+        return make_test_input(
+            image_rgb, short_side=self.test.short_side, max_size=self.test.max_size
+        )
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Forward passes run in the configured precision inside this context."""
+        return autocast_to(self.precision, self.device)
+
+    @torch.inference_mode()
+    def detect(self, image_rgb: npt.NDArray[np.uint8]) -> Any:
+        """Detections of one image.
+
+        Returns:
+            detectron2 Instances on the CPU: pred_boxes (original pixels), scores, pred_classes,
+            pred_masks_rle COCO codes of the original size (pred_masks of models without them).
+        """
+        with self.autocast():
+            outputs = self.network([self.make_input(image_rgb)])
+        return outputs[0]["instances"].to("cpu")
+
+
+def load_trained_model(
+    cfg: Any, weights: Path, *, categories: list[dict[str, Any]] | None = None
+) -> TrainedModel:
+    """Build a config's model and load its weights.
+
+    Args:
+        cfg: the loaded config file.
+        weights: checkpoint of a run, or a converted one.
+        categories: used when the checkpoint does not name its classes.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    settings = read_settings(cfg.train, TrainSettings)
+    data = read_settings(cfg.data, DataSettings)
+    device = choose_device(settings.device)
+    network: Any = instantiate(cfg.model)
+    extra = load_weights(network, weights)
+    # Maps are channels-last, and else every convolution would turn its weights again.
+    network.to(device=device, memory_format=torch.channels_last).eval()
+    # Each mask becomes RLE as soon as it has its full size, so memory does not grow with them.
+    network.encode_masks = True
+    known = extra.get("categories") or categories or default_categories(data.num_classes)
+    if len(known) != data.num_classes:
+        raise CheckpointError(
+            f"{weights} names {len(known)} classes, the config's model has {data.num_classes}; "
+            f"set data.num_classes={len(known)}"
+        )
+    return TrainedModel(
+        network=network,
+        device=device,
+        categories=known,
+        test=read_settings(cfg.dataloader.test, InferenceSizeSettings),
+        # What was trained in fp16 on a GPU is also looked at elsewhere; a CPU emulates fp16.
+        precision="fp32"
+        if (settings.precision, device.type) == ("fp16", "cpu")
+        else settings.precision,
+    )
+
+
+def _usable_precision(precision: str, device: torch.device) -> str:
+    """What was trained in fp16 on a GPU is also used elsewhere; a CPU only emulates fp16."""
+    return "fp32" if precision == "fp16" and device.type == "cpu" else precision
+
+
+def default_categories(num_classes: int) -> list[dict[str, Any]]:
+    """Classes of weights that do not name them: COCO's for 80 classes, else numbered from 1."""
+    if num_classes == 80:
+        from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+        return [
+            {"id": item["id"], "name": item["name"]} for item in COCO_CATEGORIES if item["isthing"]
+        ]
+    return [{"id": i + 1, "name": f"class {i + 1}"} for i in range(num_classes)]
+
+
+def encode_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """A (height, width) mask as COCO RLE whose counts are text, so that JSON can hold it."""
+    encoded = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "size": [int(side) for side in encoded["size"]],
+        "counts": encoded["counts"].decode("ascii"),
+    }
+
+
+def list_segmentations(instances: Any) -> list[dict[str, Any]]:
+    """Masks of an image's instances as COCO RLE; empty for a model without masks."""
+    if instances.has("pred_masks_rle"):
+        return list(instances.pred_masks_rle)
+    if instances.has("pred_masks"):
+        return [encode_mask(mask.numpy()) for mask in instances.pred_masks]
+    return []
+
+
+def instances_to_results(
+    instances: Any,
+    *,
+    image_id: int,
+    categories: list[dict[str, Any]],
+    file_name: str | None = None,
+) -> list[dict[str, Any]]:
+    """Detections of one image as COCO results; masks become RLE at once.
+
+    Args:
+        instances: as `TrainedModel.detect` gives them.
+        image_id: written into each result.
+        categories: by contiguous class index.
+        file_name: written into each result; None leaves it out, as COCO's result files do.
+
+    Returns:
+        One dict per detection: image_id, [file_name,] category_id, bbox (x, y, width, height in
+        pixels of the original image), score, segmentation.
+    """
+    boxes = instances.pred_boxes.tensor.tolist()
+    scores = instances.scores.tolist()
+    classes = instances.pred_classes.tolist()
+    segmentations = list_segmentations(instances)
+    results = []
+    for index, (x1, y1, x2, y2) in enumerate(boxes):
+        result: dict[str, Any] = {
+            "image_id": image_id,
+            **({} if file_name is None else {"file_name": file_name}),
+            "category_id": categories[classes[index]]["id"],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": scores[index],
+        }
+        if segmentations:
+            result["segmentation"] = segmentations[index]
+        results.append(result)
+    return results

@@ -1,0 +1,42 @@
+"""The demo compares methods, not settings: its configs differ in the method's switches alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import flatten, load_config, take_snapshot
+from pipeline.runs.demo import METHODS, START
+
+# What makes the full method of BoxInst.
+_SWITCHES = (
+    "model.depth_layer",
+    "model.depth_weight",
+    "model.depth_warmup",
+    "model.consistency",
+    "model.depth_threshold",
+    "model.distillation",
+    "train.distill_from",
+    "train.teacher_",
+    "depth.enabled",
+)
+
+
+def settings(path: str) -> dict[str, Any]:
+    return dict(flatten(take_snapshot(load_config(path))))
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
+    return {key for key in first | second if first.get(key) != second.get(key)}
+
+
+def test_the_methods_differ_in_their_switches_only() -> None:
+    boxinst, ours = (settings(path) for path in METHODS.values())
+    different = differences(boxinst, ours)
+    assert {"model.depth_layer", "model.consistency", "depth.enabled"} <= different
+    assert {key for key in different if not key.startswith(_SWITCHES)} == set()
+
+
+def test_both_start_from_plain_boxinst() -> None:
+    different = differences(settings(METHODS["BoxInst"]), settings(START))
+    allowed = ("train.max_iter", "dataloader.train.augmentation", "model.warmup_iterations")
+    assert {key for key in different if not key.startswith(allowed)} == set()

@@ -1,0 +1,142 @@
+"""Every bundled config loads, and its model and settings can be built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import locate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoaderSettings
+from segtrain.depth_source import DepthSettings
+from segtrain.run.optimizer import OptimizerSettings, scale_learning_rate
+from segtrain.run.schedule import ScheduleSettings, fraction_of
+from segtrain.run.train_settings import TrainSettings, distillation_start, read_settings
+
+CONFIGS = Path(__file__).resolve().parents[4] / "configs"
+NAMES = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.py")
+    if path.parent.name != "common"
+)
+
+
+_BACKBONES: dict[str, Any] = {}
+
+
+def _build_model(cfg: Any) -> Any:
+    """Build the model; configs that name the same backbone share one, which saves minutes."""
+    if "backbone" not in cfg.model:
+        return instantiate(cfg.model)
+    key = repr(OmegaConf.to_container(cfg.model.backbone, resolve=True))
+    if key not in _BACKBONES:
+        _BACKBONES[key] = instantiate(cfg.model.backbone)
+    settings = {
+        name: instantiate(cfg.model[name])
+        for name in cfg.model
+        if name not in ("_target_", "backbone")
+    }
+    target = cfg.model._target_
+    build = locate(target) if isinstance(target, str) else target
+    return build(backbone=_BACKBONES[key], **settings)
+
+
+# detectron2's Swin calls meshgrid in the way that torch asks to change.
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds_its_model(name: str) -> None:
+    cfg = LazyConfig.load(str(CONFIGS / name))
+    data = read_settings(cfg.data, DataSettings)
+    train = read_settings(cfg.train, TrainSettings)
+    depth = read_settings(cfg.depth, DepthSettings)
+    read_settings(cfg.optimizer, OptimizerSettings)
+    read_settings(cfg.schedule, ScheduleSettings)
+    read_settings(cfg.dataloader.train, TrainLoaderSettings)
+    read_settings(cfg.dataloader.test, InferenceSizeSettings)
+    model = _build_model(cfg)
+    if name == "baselines/mask_rcnn_r50.py":
+        assert data.use_masks
+        return
+    assert model.num_classes == data.num_classes
+    assert model.needs_depth == depth.enabled
+    assert (model.distillation is not None) == (distillation_start(train) is not None)
+    assert (model.loss_settings.supervision == "masks") == data.use_masks
+    if model.distillation is not None:
+        assert model.distillation.total_iterations == train.max_iter
+
+
+# The paper's tables: iterations, batch, learning rate, drops, start of distillation, short sides.
+SCHEDULES = {
+    "coco/full_r50_1x": (90_000, 16, 0.01, [60_000, 80_000], 65_000, (640, 800)),
+    "coco/full_r101_1x": (90_000, 16, 0.01, [60_000, 80_000], 65_000, (640, 800)),
+    "coco/full_r50_3x": (270_000, 16, 0.01, [210_000, 250_000], 215_000, (640, 800)),
+    "coco/full_r101_3x": (270_000, 16, 0.01, [210_000, 250_000], 215_000, (640, 800)),
+    "coco/full_r101_dcn_3x": (270_000, 16, 0.01, [210_000, 250_000], 215_000, (640, 800)),
+    "cityscapes/full_r50": (24_000, 8, 0.01, [18_000], 19_000, (800, 1024)),
+    "cityscapes/full_r50_from_coco": (24_000, 8, 0.01, [18_000], 19_000, (800, 1024)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_is_the_papers(name: str) -> None:
+    cfg = LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    train, schedule = cfg.train, cfg.schedule
+    optimizer = read_settings(cfg.optimizer, OptimizerSettings)
+    sizes = cfg.dataloader.train.augmentation.short_sides
+    assert (
+        train.max_iter,
+        train.batch_size,
+        scale_learning_rate(optimizer, train.batch_size),
+        [fraction_of(drop, train.max_iter) for drop in schedule.drops],
+        distillation_start(read_settings(train, TrainSettings)),
+        (min(sizes), max(sizes)),
+    ) == SCHEDULES[name]
+    assert (train.teacher_short_side, train.teacher_momentum) == (800, 0.999)
+
+
+# What each ablation of the paper changes, against the model of configs/common.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "coco/condinst_r50_1x": {"supervision": "masks", "depth_layer": False, "mask_channels": 8},
+    "coco/boxinst_r50_1x": {"depth_layer": False, "consistency": False, "distillation": None},
+    "ablation/depth_layer": {"depth_layer": True, "consistency": False, "distillation": None},
+    "ablation/consistency": {"depth_layer": False, "consistency": True, "distillation": None},
+    "ablation/depth_layer_consistency": {"depth_layer": True, "consistency": True},
+    "ablation/distillation_equal_size": {"distillation.depth_matching": False},
+    "ablation/teacher_at_800": {"distillation.depth_matching": False},
+    "ablation/depth_matching": {"distillation.depth_matching": True},
+    "ablation/quality_iou": {"quality": "iou"},
+    "ablation/giou_affinity": {"distillation.box_affinity": "giou"},
+    "ablation/constant_beta": {"distillation.beta_decays": False},
+    "ablation/consistency_everywhere": {"consistency_inside_box_only": False},
+    **{f"ablation/tau_0_{n}": {"depth_threshold": n / 10} for n in (3, 5, 7)},
+    **{f"ablation/lambda_dice_{n}": {"distillation.loss_weight": float(n)} for n in (0, 1, 2, 4)},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_ablation_changes_what_its_name_says(name: str) -> None:
+    cfg = LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    for key, value in SWITCHES[name].items():
+        assert OmegaConf.select(cfg.model, key) == value, key
+    equal_size = name == "ablation/distillation_equal_size"
+    assert cfg.train.teacher_short_side == (None if equal_size else 800)
+
+
+def test_shares_follow_the_length_of_the_run() -> None:
+    cfg = LazyConfig.load(str(CONFIGS / "coco/full_r50_1x.py"))
+    train = read_settings(cfg.train, TrainSettings)
+    assert distillation_start(train) == 65_000
+    assert cfg.model.warmup_iterations == 10_000
+    cfg.train.max_iter = 900
+    assert distillation_start(read_settings(cfg.train, TrainSettings)) == 650
+    assert cfg.model.warmup_iterations == 100
+
+
+def test_mistyped_setting_is_refused() -> None:
+    cfg = LazyConfig.load(str(CONFIGS / "demo/full.py"))
+    with pytest.raises(OmegaConfBaseException, match="max_itre"):
+        OmegaConf.update(cfg, "train.max_itre", 3)
