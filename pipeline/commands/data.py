@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -154,14 +155,39 @@ def synth(
     num_images: Annotated[int, typer.Option("--num-images", "--count", min=1)] = 100,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "256x256",
     seed: Annotated[int, typer.Option(help="Same seed, same scenes.")] = 0,
+    preset: Annotated[
+        str, typer.Option(help="rooms, or miniature: open shapes for which colour is not enough.")
+    ] = "rooms",
     camouflaged_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Objects textured like what is behind them.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0, max=1, help="Objects textured like what is behind them."),
+    ] = None,
+    easy_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Objects in one colour; the rest carries patterns."),
+    ] = None,
+    num_objects: Annotated[
+        str | None, typer.Option(help="MIN-MAX objects in a scene, for example 1-5.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make ray-cast scenes with boxes, masks (for evaluation) and true depth."""
-    from pipeline.synth import generate_dataset
+    from pipeline.synth import PRESETS, generate_dataset
 
+    if preset not in PRESETS:
+        raise UsageError(f"--preset knows {', '.join(PRESETS)}, got {preset!r}")
+    changes: dict[str, Any] = {"camouflaged_share": camouflaged_share, "easy_share": easy_share}
+    if num_objects is not None:
+        least, separator, most = num_objects.partition("-")
+        if not (separator and least.isdigit() and most.isdigit()):
+            raise UsageError(f"--num-objects takes MIN-MAX, for example 1-5, got {num_objects!r}")
+        changes |= {"num_objects_min": int(least), "num_objects_max": int(most)}
+    try:
+        settings = dataclasses.replace(
+            PRESETS[preset], **{name: value for name, value in changes.items() if value is not None}
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     height, separator, width = size.partition("x")
     if not (separator and height.isdigit() and width.isdigit()):
         raise UsageError(f"--size takes HEIGHTxWIDTH, for example 256x256, got {size!r}")
@@ -171,7 +197,7 @@ def synth(
             num_images=num_images,
             size=(int(height), int(width)),
             seed=seed,
-            camouflaged_share=camouflaged_share,
+            settings=settings,
             progress=progress.update,
         )
     write_result(

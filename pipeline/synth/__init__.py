@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from pipeline.synth.contact_sheet import draw_contact_sheet
 from pipeline.synth.scene_dataset import generate_dataset, read_depth
-from pipeline.synth.scene_layout import APPEARANCES, SceneSettings
+from pipeline.synth.scene_layout import APPEARANCES, PRESETS, SceneSettings
 from pipeline.synth.scene_rendering import Scene, render_scene
-from pipeline.synth.shapes import SHAPES
+from pipeline.synth.shapes import OPEN_SHAPES, SHAPES
 
 __all__ = [
     "APPEARANCES",
+    "OPEN_SHAPES",
+    "PRESETS",
     "SHAPES",
     "Scene",
     "SceneSettings",

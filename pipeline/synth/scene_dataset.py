@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.synth.contact_sheet import draw_contact_sheet
-from pipeline.synth.scene_layout import APPEARANCES, SceneSettings
+from pipeline.synth.scene_layout import APPEARANCES, PRESETS, SceneSettings
 from pipeline.synth.scene_rendering import Scene, render_scene
-from pipeline.synth.shapes import SHAPES, FloatArray
+from pipeline.synth.shapes import FloatArray
 
 _SHEET_SCENES = 12
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -42,15 +42,14 @@ def generate_dataset(
     num_images: int,
     size: tuple[int, int] = (256, 256),
     seed: int,
-    camouflaged_share: float = 0.5,
-    easy_share: float = 0.25,
+    settings: SceneSettings = PRESETS["rooms"],
     workers: int | None = None,
     with_depth: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a data set of synthetic scenes.
 
-    Picture i depends on `(seed, i)`, `size` and the shares alone: neither on the number of
+    Picture i depends on `(seed, i)`, `size` and the settings alone: neither on the number of
     pictures nor on the number of workers. A folder that already holds exactly what is asked for
     is left as it is.
 
@@ -61,8 +60,7 @@ def generate_dataset(
         num_images: how many, >= 1.
         size: (height, width) in pixels.
         seed: >= 0; other seeds give other scenes.
-        camouflaged_share: probability that an object looks like what is behind it.
-        easy_share: probability that it has one colour far from what is behind it.
+        settings: what is in the scenes.
         workers: processes; None for one per core, 1 for this process alone.
         with_depth: also write the true depth.
         progress: called with (pictures done, pictures in all) after each picture.
@@ -75,7 +73,6 @@ def generate_dataset(
     """
     if num_images < 1:
         raise ValueError(f"num_images is {num_images}; expected at least 1")
-    settings = SceneSettings(camouflaged_share=camouflaged_share, easy_share=easy_share)
     job = _Job(output=output, seed=seed, size=size, settings=settings, with_depth=with_depth)
     info = _describe(job, num_images)
     if _is_written(job, num_images, info):
@@ -105,7 +102,7 @@ def generate_dataset(
         "licenses": [],
         "categories": [
             {"id": number + 1, "name": name, "supercategory": "solid"}
-            for number, name in enumerate(SHAPES)
+            for number, name in enumerate(("object",) if settings.one_class else settings.shapes)
         ],
         "images": images,
         "annotations": annotations,
@@ -133,7 +130,7 @@ def _describe(job: _Job, num_images: int) -> dict[str, Any]:
         "seed": job.seed,
         "num_images": num_images,
         "size": list(job.size),
-        "settings": dataclasses.asdict(job.settings),
+        "settings": {**dataclasses.asdict(job.settings), "shapes": list(job.settings.shapes)},
         "appearances": list(APPEARANCES),
     }
 
@@ -194,17 +191,17 @@ def _write_one(task: tuple[_Job, int]) -> tuple[dict[str, Any], list[dict[str, A
         np.save(job.output / "depth" / f"{Path(name).stem}.npy", scene.depth_metres)
     height, width = job.size
     image = {"id": index + 1, "file_name": name, "height": height, "width": width}
-    return image, _annotate(scene, image_id=index + 1)
+    return image, _annotate(scene, image_id=index + 1, one_class=job.settings.one_class)
 
 
-def _annotate(scene: Scene, *, image_id: int) -> list[dict[str, Any]]:
+def _annotate(scene: Scene, *, image_id: int, one_class: bool) -> list[dict[str, Any]]:
     entries = []
     for number, box in enumerate(scene.boxes_xywh):
         encoded = coco_mask.encode(np.asfortranarray(scene.masks[number].astype(np.uint8)))
         entries.append(
             {
                 "image_id": image_id,
-                "category_id": int(scene.classes[number]) + 1,
+                "category_id": 1 if one_class else int(scene.classes[number]) + 1,
                 "bbox": [float(value) for value in box],
                 "area": int(scene.masks[number].sum()),
                 "iscrowd": 0,

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from pipeline.synth.shapes import SHAPES, FloatArray, Solid
+from pipeline.synth.shapes import OPEN_SHAPES, SHAPES, FloatArray, Solid
 from pipeline.synth.textures import Texture, draw_palette, draw_texture
 
 APPEARANCES = ("camouflaged", "easy", "textured")
@@ -29,10 +29,19 @@ class SceneSettings:
         floating_share: probability that it hangs in the air instead of standing on the floor.
         camouflage_shading: 0..1, how much of its own light and shade a camouflaged object shows;
             at 0 only its shadow and the bent texture give it away.
+        patchwork_share: probability that the patches of a textured object have unrelated colours,
+            so that colour breaks inside it as hard as at its border.
+        shapes: names out of `SHAPES` and `OPEN_SHAPES`, all equally likely.
+        one_class: annotations call every shape `object`.
+        diameter_min: least diameter of an object that is not tiny, as a share of the picture.
+        diameter_max: largest diameter, likewise.
+        box_side_min: objects whose visible part has a box with a longer side below this share of
+            the picture are left out.
+        visible_share_min: objects of which less can be seen are left out.
 
     Raises:
-        ValueError: a share outside 0..1, shares that add up to more than 1, or object counts
-            that are not 1 <= min <= max.
+        ValueError: a share outside 0..1, shares that add up to more than 1, object counts that
+            are not 1 <= min <= max, diameters that are not 0 < min <= max, or an unknown shape.
     """
 
     num_objects_min: int = 3
@@ -43,11 +52,18 @@ class SceneSettings:
     border_share: float = 0.15
     floating_share: float = 0.35
     camouflage_shading: float = 0.6
+    patchwork_share: float = 0.0
+    shapes: tuple[str, ...] = SHAPES
+    one_class: bool = False
+    diameter_min: float = 0.11
+    diameter_max: float = 0.42
+    box_side_min: float = 0.0
+    visible_share_min: float = 0.3
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not field.name.startswith("num_") and not 0.0 <= value <= 1.0:
+            if isinstance(value, float) and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{field.name} is {value}; expected a number from 0 to 1")
         if self.camouflaged_share + self.easy_share > 1.0 + 1e-9:
             raise ValueError(
@@ -59,6 +75,40 @@ class SceneSettings:
                 f"num_objects_min {self.num_objects_min} and num_objects_max "
                 f"{self.num_objects_max}: expected 1 <= min <= max"
             )
+        if not 0 < self.diameter_min <= self.diameter_max:
+            raise ValueError(
+                f"diameter_min {self.diameter_min} and diameter_max {self.diameter_max}: "
+                "expected 0 < min <= max"
+            )
+        unknown = set(self.shapes) - {*SHAPES, *OPEN_SHAPES}
+        if unknown or not self.shapes:
+            raise ValueError(
+                f"shapes {sorted(unknown)} are unknown; expected some of {(*SHAPES, *OPEN_SHAPES)}"
+            )
+
+
+PRESETS = {
+    "rooms": SceneSettings(),
+    "miniature": SceneSettings(
+        num_objects_min=1,
+        num_objects_max=5,
+        camouflaged_share=0.4,
+        easy_share=0.15,
+        tiny_share=0.0,
+        border_share=0.0,
+        floating_share=0.5,
+        camouflage_shading=0.5,
+        patchwork_share=1.0,
+        shapes=OPEN_SHAPES,
+        one_class=True,
+        diameter_min=0.32,
+        diameter_max=0.62,
+        box_side_min=0.25,
+        visible_share_min=0.6,
+    ),
+}
+"""rooms: the demo's scenes. miniature: scenes in which masks differ from boxes and colour is not
+enough; at 384 pixels, the longer side of every box is at least 12 neighbour steps of 8 pixels."""
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -211,14 +261,14 @@ def draw_proposal(
 ) -> Proposal | None:
     """Throw the dice for one more object; None where it would leave the room or touch another."""
     height, width = camera.size
-    shape = SHAPES[int(rng.integers(len(SHAPES)))]
+    shape = settings.shapes[int(rng.integers(len(settings.shapes)))]
     tiny = rng.uniform() < settings.tiny_share
     at_border = rng.uniform() < settings.border_share
     floating = rng.uniform() < settings.floating_share
     relative = (
         math.exp(rng.uniform(math.log(0.04), math.log(0.08)))
         if tiny
-        else math.exp(rng.uniform(math.log(0.11), math.log(0.42)))
+        else math.exp(rng.uniform(math.log(settings.diameter_min), math.log(settings.diameter_max)))
     )
     distance = float(rng.uniform(2.0, room.length - 0.8))
     radius = 0.5 * relative * min(height, width) * distance / camera.focal_px
@@ -246,6 +296,8 @@ def draw_proposal(
         cell_metres=float(rng.uniform(0.35, 0.9)) * solid.bounding_radius,
         palette=draw_palette(rng, num_colours=int(rng.integers(2, 4)), vivid=rng.uniform() < 0.5),
     )
+    if settings.patchwork_share > 0 and rng.uniform() < settings.patchwork_share:
+        texture = _draw_patchwork(rng, solid.bounding_radius)
     pick = rng.uniform()
     appearance = "textured"
     if pick < settings.camouflaged_share:
@@ -263,6 +315,17 @@ def draw_proposal(
         bend_px=float(rng.uniform(3.0, 8.0)) * min(height, width) / 256,
     )
     return proposal if _has_room(solid, camera=camera, room=room, placed=placed) else None
+
+
+def _draw_patchwork(rng: np.random.Generator, radius: float) -> Texture:
+    """Patches of a quarter to half the object's radius, in colours that have nothing in common."""
+    vivid = rng.uniform(size=4) < 0.5
+    return draw_texture(
+        rng,
+        pattern=str(rng.choice(["checks", "stripes", "blobs"])),
+        cell_metres=float(rng.uniform(0.25, 0.5)) * radius,
+        palette=np.concatenate([draw_palette(rng, num_colours=1, vivid=bool(v)) for v in vivid]),
+    )
 
 
 def _has_room(solid: Solid, *, camera: Camera, room: Room, placed: list[Solid]) -> bool:
@@ -292,12 +355,32 @@ def _draw_extents(rng: np.random.Generator, shape: str, radius: float) -> tuple[
     if shape == "capsule":
         thickness = radius * float(rng.uniform(0.38, 0.55))
         return (thickness, radius * 1.15 - thickness)
+    if shape in OPEN_SHAPES:
+        return _draw_open_extents(rng, shape, radius)
     aspect = float(rng.uniform(0.55, 1.0))
     return (radius * aspect * 0.9, radius * float(rng.uniform(0.7, 1.1)))
 
 
+def _draw_open_extents(rng: np.random.Generator, shape: str, radius: float) -> tuple[float, ...]:
+    if shape == "ring":
+        tube = radius * float(rng.uniform(0.12, 0.2))
+        return (radius - tube, tube)
+    if shape == "rod":
+        thickness = radius * float(rng.uniform(0.14, 0.24))
+        return (thickness, radius * 1.15 - thickness)
+    sides = rng.uniform(0.55, 0.85, 2)
+    length = 0.6 if shape == "chair" else float(rng.uniform(0.1, 0.25))
+    thickness = float(rng.uniform(0.15, 0.22) if shape == "chair" else rng.uniform(0.25, 0.4))
+    return tuple(float(side) * radius for side in (*sides, length, thickness))
+
+
 def _draw_rotation(rng: np.random.Generator, shape: str) -> FloatArray:
-    """Upright, lying or tilted at random; always turned about the vertical."""
+    """Upright, lying or tilted at random; always turned about the vertical.
+
+    Open shapes show the viewer their open side, give or take 45 degrees.
+    """
+    if shape in OPEN_SHAPES:
+        return _draw_facing_rotation(rng, shape)
     turn = rng.uniform(0, 2 * math.pi)
     lean = {0: 0.0, 1: math.pi / 2, 2: rng.uniform(0.2, 1.2)}[
         int(rng.choice(3, p=[0.55, 0.2, 0.25] if shape != "torus" else [0.25, 0.35, 0.4]))
@@ -309,3 +392,22 @@ def _draw_rotation(rng: np.random.Generator, shape: str) -> FloatArray:
         [[1, 0, 0], [0, math.cos(lean), -math.sin(lean)], [0, math.sin(lean), math.cos(lean)]]
     )
     return np.asarray(about_y @ about_x, np.float32)
+
+
+def _draw_facing_rotation(rng: np.random.Generator, shape: str) -> FloatArray:
+    turn = rng.uniform(-0.8, 0.8) + math.pi * rng.integers(2)
+    roll = {
+        "bracket": 0.5 * math.pi * rng.integers(4) + rng.normal(0, 0.2),
+        "cross": rng.uniform(-0.8, 0.8),
+        "ring": 0.0,
+        "chair": 0.0,
+        "rod": rng.choice([-1.0, 1.0]) * rng.uniform(0.45, 1.1),
+    }[shape]
+    about_y = np.array(
+        [[math.cos(turn), 0, math.sin(turn)], [0, 1, 0], [-math.sin(turn), 0, math.cos(turn)]]
+    )
+    about_z = np.array(
+        [[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1]]
+    )
+    axis_forward = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]]) if shape == "ring" else np.eye(3)
+    return np.asarray(about_y @ about_z @ axis_forward, np.float32)

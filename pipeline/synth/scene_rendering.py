@@ -18,7 +18,6 @@ from pipeline.synth.scene_layout import (
     draw_room,
 )
 from pipeline.synth.shapes import (
-    SHAPES,
     BoolArray,
     FloatArray,
     Solid,
@@ -30,7 +29,6 @@ from pipeline.synth.shapes import (
 from pipeline.synth.textures import paint
 
 _NUM_LIGHT_SAMPLES = 5
-_MIN_VISIBLE_SHARE = 0.3
 _MIN_VISIBLE_AREA = 24 / 256**2  # of the picture
 _MAX_PROPOSALS = 120
 
@@ -43,7 +41,7 @@ class Scene:
         image: (H, W, 3) uint8 sRGB.
         depth_metres: (H, W) float32, distance along the optical axis, finite everywhere.
         masks: (N, H, W) bool, the visible part of each object; disjoint.
-        classes: (N,) int64, index into `SHAPES`.
+        classes: (N,) int64, index into the settings' `shapes`.
         appearances: N names out of `scene_layout.APPEARANCES`.
         solids: the N solids themselves.
         cut_by_border: (N,) bool, the mask touches the picture's border.
@@ -156,7 +154,9 @@ def render_scene(
         image=image,
         depth_metres=depth.reshape(size),
         masks=masks,
-        classes=np.array([SHAPES.index(item.proposal.solid.shape) for item in placed], np.int64),
+        classes=np.array(
+            [settings.shapes.index(item.proposal.solid.shape) for item in placed], np.int64
+        ),
         appearances=tuple(item.proposal.appearance for item in placed),
         solids=tuple(item.proposal.solid for item in placed),
         cut_by_border=np.asarray(masks[:, frame].any(axis=1), np.bool_),
@@ -226,9 +226,22 @@ def _place_objects(
         _, owner = _resolve_visibility(together, np.full(rays.shape[0], np.inf, np.float32))
         areas = np.bincount(owner[owner >= 0], minlength=len(together))
         whole = np.array([item.pixels.size for item in together])
-        if (areas >= np.maximum(min_area, _MIN_VISIBLE_SHARE * whole)).all():
-            placed = together
+        if not (areas >= np.maximum(min_area, settings.visible_share_min * whole)).all():
+            continue
+        if settings.box_side_min > 0:
+            sides = [
+                _longer_side(np.flatnonzero(owner == i), camera.size) for i in range(len(areas))
+            ]
+            if min(sides) < settings.box_side_min * min(camera.size):
+                continue
+        placed = together
     return placed
+
+
+def _longer_side(pixels: npt.NDArray[np.int64], size: tuple[int, int]) -> int:
+    """Longer side in pixels of the tight box around flat pixel indices."""
+    rows, columns = pixels // size[1], pixels % size[1]
+    return int(max(np.ptp(rows), np.ptp(columns))) + 1
 
 
 def _cast_object(camera: Camera, rays: FloatArray, proposal: Proposal) -> _Placed:

@@ -1,4 +1,4 @@
-"""Six solids, where rays meet them, and their normals.
+"""Solids, where rays meet them, and their normals.
 
 Every solid lives in its own frame (y is its axis, the origin its middle) and is moved into the
 world by a rotation and a centre. Rays are `origin + t * direction` with unnormalised directions, so
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,12 @@ BoolArray = npt.NDArray[np.bool_]
 SHAPES = ("sphere", "box", "cylinder", "cone", "torus", "capsule")
 """Shape classes in the order of their COCO category ids, which start at 1."""
 
+OPEN_SHAPES = ("bracket", "cross", "ring", "chair", "rod")
+"""Shapes that fill about half of their boxes: L, plus, thin torus, chair and thin capsule."""
+
+_FORMS = {"ring": "torus", "rod": "capsule"}
+
+_Boxes: TypeAlias = list[tuple[tuple[float, float, float], tuple[float, float, float]]]
 _MISS = np.float32(np.inf)
 _TORUS_STEPS = 48
 
@@ -30,10 +37,11 @@ class Solid:
     """One solid in the world.
 
     Attributes:
-        shape: a name out of `SHAPES`.
+        shape: a name out of `SHAPES` or `OPEN_SHAPES`.
         extents: metres. sphere (radius); box (half width, half height, half length); cylinder
-            and cone (radius, half height); torus (ring radius, tube radius); capsule (radius,
-            half length of the straight part).
+            and cone (radius, half height); torus and ring (ring radius, tube radius); capsule and
+            rod (radius, half length of the straight part); bracket, cross and chair (half width,
+            half height, half length, thickness of their beams).
         rotation: (3, 3), columns are the solid's axes in the world.
         centre: (3,) metres.
     """
@@ -44,14 +52,19 @@ class Solid:
     centre: FloatArray
 
     @property
+    def form(self) -> str:
+        """How rays meet it: a name out of `SHAPES`, or of a shape that is made of beams."""
+        return _FORMS.get(self.shape, self.shape)
+
+    @property
     def bounding_radius(self) -> float:
-        """Radius in metres of the smallest sphere around `centre` that holds the solid."""
+        """Radius in metres of a sphere around `centre` that holds the solid, close around it."""
         a = self.extents
-        if self.shape == "sphere":
+        if self.form == "sphere":
             return a[0]
-        if self.shape == "box":
+        if self.form == "box" or self.form in _BEAMS:
             return math.sqrt(a[0] ** 2 + a[1] ** 2 + a[2] ** 2)
-        if self.shape in ("torus", "capsule"):
+        if self.form in ("torus", "capsule"):
             return a[0] + a[1]
         return math.hypot(a[0], a[1])
 
@@ -61,18 +74,27 @@ class Solid:
         a = self.extents
         axis_y = abs(float(self.rotation[1, 1]))
         across = math.sqrt(max(0.0, 1.0 - axis_y**2))
-        if self.shape == "sphere":
-            return a[0]
-        if self.shape == "box":
-            return float(np.abs(self.rotation[1]) @ np.asarray(a, np.float32))
-        if self.shape == "capsule":
-            return a[0] + axis_y * a[1]
-        if self.shape == "torus":
+        if self.form == "box" or self.form in _BEAMS:
+            down = self.rotation[1]
+            return max(float(np.abs(down) @ half - down @ middle) for middle, half in self.beams)
+        if self.form in ("sphere", "capsule"):
+            return a[0] + (axis_y * a[1] if self.form == "capsule" else 0.0)
+        if self.form == "torus":
             return a[1] + across * a[0]
-        if self.shape == "cylinder":
+        if self.form == "cylinder":
             return axis_y * a[1] + across * a[0]
         apex_drop = -float(self.rotation[1, 1]) * a[1]
         return max(apex_drop, -apex_drop + across * a[0])
+
+    @property
+    def beams(self) -> list[tuple[FloatArray, FloatArray]]:
+        """Centre and half sides of each box that a box, bracket, cross or chair is made of."""
+        if self.form == "box":
+            return [(np.zeros(3, np.float32), np.asarray(self.extents, np.float32))]
+        return [
+            (np.asarray(centre, np.float32), np.asarray(half, np.float32))
+            for centre, half in _BEAMS[self.form](*self.extents)
+        ]
 
 
 def cast_rays(solid: Solid, origins: FloatArray, directions: FloatArray) -> FloatArray:
@@ -105,11 +127,19 @@ def cast_rays(solid: Solid, origins: FloatArray, directions: FloatArray) -> Floa
     ] * directions_near
     local_origins = origin_near @ solid.rotation
     local_directions = directions_near @ solid.rotation
-    if solid.shape == "torus":
+    if solid.form in _BEAMS:
+        local_t = np.min(
+            [
+                _cast_box(tuple(half), local_origins - centre, local_directions)
+                for centre, half in solid.beams
+            ],
+            axis=0,
+        )
+    elif solid.form == "torus":
         first = np.maximum(-half_chord[near], -start)
         local_t = _cast_torus(solid, local_origins, local_directions, first, half_chord[near])
     else:
-        local_t = _CAST[solid.shape](solid.extents, local_origins, local_directions)
+        local_t = _CAST[solid.form](solid.extents, local_origins, local_directions)
     entered = local_t + start
     t[near] = np.where(entered > 0, entered, _MISS)
     return t
@@ -121,23 +151,25 @@ def surface_normals(solid: Solid, points: FloatArray) -> FloatArray:
     p = world_to_local(solid, points)
     n = np.zeros_like(p)
     radial = np.sqrt(p[:, 0] ** 2 + p[:, 2] ** 2) + np.float32(1e-9)
-    if solid.shape == "sphere":
+    if solid.form == "sphere":
         n = p.copy()
-    elif solid.shape == "box":
+    elif solid.form == "box":
         face = np.argmax(np.abs(p) / np.asarray(a, np.float32), axis=1)
         rows = np.arange(p.shape[0])
         n[rows, face] = np.sign(p[rows, face])
-    elif solid.shape == "cylinder":
+    elif solid.form in _BEAMS:
+        n = _normals_of_beams(solid, p)
+    elif solid.form == "cylinder":
         cap = np.abs(p[:, 1]) - a[1] > radial - a[0]
         n[:, 0], n[:, 2] = p[:, 0], p[:, 2]
         n[cap] = 0
         n[cap, 1] = np.sign(p[cap, 1])
-    elif solid.shape == "cone":
+    elif solid.form == "cone":
         slope = a[0] / (2 * a[1])
         n[:, 0], n[:, 1], n[:, 2] = p[:, 0] / radial, slope, p[:, 2] / radial
         base = -a[1] - p[:, 1] > (radial - slope * (a[1] - p[:, 1])) - 1e-4 * a[1]
         n[base] = (0, -1, 0)
-    elif solid.shape == "capsule":
+    elif solid.form == "capsule":
         n = p.copy()
         n[:, 1] -= np.clip(p[:, 1], -a[1], a[1])
     else:
@@ -158,6 +190,36 @@ def dot_rows(a: FloatArray, b: FloatArray) -> FloatArray:
     return np.asarray(
         a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2], np.float32
     )
+
+
+def _normals_of_beams(solid: Solid, points: FloatArray) -> FloatArray:
+    """Local normals (N, 3): those of the beam whose surface each local point is nearest to."""
+    beyond = np.stack([np.abs(points - centre) - half for centre, half in solid.beams])
+    nearest = np.argmin(np.abs(beyond.max(axis=2)), axis=0)
+    rows = np.arange(points.shape[0])
+    face = np.argmax(beyond[nearest, rows], axis=1)
+    centres = np.stack([centre for centre, _ in solid.beams])
+    normals = np.zeros_like(points)
+    normals[rows, face] = np.sign(points[rows, face] - centres[nearest, face])
+    return normals
+
+
+def _bracket(w: float, h: float, d: float, t: float) -> _Boxes:
+    return [((t / 2 - w, 0, 0), (t / 2, h, d)), ((0, t / 2 - h, 0), (w, t / 2, d))]
+
+
+def _cross(w: float, h: float, d: float, t: float) -> _Boxes:
+    return [((0, 0, 0), (t / 2, h, d)), ((0, 0.2 * h, 0), (w, t / 2, d))]
+
+
+def _chair(w: float, h: float, d: float, t: float) -> _Boxes:
+    """Four legs, of which two go on as posts of the back, a seat and a rail."""
+    x, z, r = w - t / 2, d - t / 2, t / 2
+    front = h * 0.45
+    legs: _Boxes = [((side * x, front - h, -z), (r, front, r)) for side in (-1, 1)]
+    posts: _Boxes = [((side * x, 0, z), (r, h, r)) for side in (-1, 1)]
+    seat = ((0, 2 * front - h, 0), (w, r, d))
+    return [*legs, *posts, seat, ((0, h - t, z), (w, t, r))]
 
 
 def _quadratic_interval(
@@ -271,3 +333,4 @@ _CAST = {
     "cone": _cast_cone,
     "capsule": _cast_capsule,
 }
+_BEAMS = {"bracket": _bracket, "cross": _cross, "chair": _chair}

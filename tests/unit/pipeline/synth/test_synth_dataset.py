@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from typer.testing import CliRunner
 
-from pipeline.synth import SHAPES, generate_dataset, read_depth, render_scene
+from pipeline.cli import app
+from pipeline.errors import UsageError
+from pipeline.synth import PRESETS, SHAPES, generate_dataset, read_depth, render_scene
 
 SIZE = (64, 96)
 
@@ -91,3 +94,31 @@ def test_the_same_request_again_writes_nothing_and_another_one_does(tmp_path: Pa
 def test_zero_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_images"):
         generate_dataset(tmp_path, num_images=0, seed=0)
+
+
+def test_the_miniature_has_one_class_and_is_asked_for_by_name(tmp_path: Path) -> None:
+    request = ["data", "synth", "--output", str(tmp_path), "--num-images", "2", "--json"]
+    options = ["--preset", "miniature", "--size", "96x96", "--num-objects", "1-2"]
+    result = CliRunner().invoke(app, [*request, *options])
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    assert [category["name"] for category in document["categories"]] == ["object"]
+    assert {annotation["category_id"] for annotation in document["annotations"]} == {1}
+    assert document["info"]["settings"]["num_objects_max"] == 2
+    assert document["info"]["settings"]["shapes"] == list(PRESETS["miniature"].shapes)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--preset", "moon"], "rooms, miniature"),
+        (["--num-objects", "3"], "MIN-MAX"),
+        (["--camouflaged-share", "0.9", "--easy-share", "0.4"], "add up"),
+    ],
+)
+def test_impossible_scenes_are_a_usage_error(
+    options: list[str], named: str, tmp_path: Path
+) -> None:
+    arguments = ["data", "synth", "--output", str(tmp_path), *options]
+    with pytest.raises(UsageError, match=named):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
-from pipeline.synth import APPEARANCES, SHAPES, Scene, SceneSettings, render_scene
+from pipeline.synth import (
+    APPEARANCES,
+    OPEN_SHAPES,
+    PRESETS,
+    SHAPES,
+    Scene,
+    SceneSettings,
+    render_scene,
+)
 from pipeline.synth.contact_sheet import draw_contact_sheet
+from pipeline.synth.shapes import cast_rays, surface_normals
 
 SMALL = (96, 128)
 
@@ -111,6 +123,8 @@ def test_shadows_darken_the_lit_side_only() -> None:
         ({"camouflaged_share": 1.2}, "camouflaged_share"),
         ({"camouflaged_share": 0.8, "easy_share": 0.4}, "add up"),
         ({"num_objects_min": 5, "num_objects_max": 4}, "num_objects_min"),
+        ({"diameter_min": 0.5, "diameter_max": 0.4}, "diameter_min"),
+        ({"shapes": ("teapot",)}, "teapot"),
     ],
 )
 def test_impossible_settings_are_named(changes: dict[str, float], named: str) -> None:
@@ -132,3 +146,80 @@ def test_contact_sheet_lays_out_three_panels_per_scene(scenes: list[Scene]) -> N
     assert (sheet[128:, 3 * 128 :] == 128).all()
     with pytest.raises(ValueError, match="at least one"):
         draw_contact_sheet([])
+
+
+@pytest.mark.parametrize(
+    ("request_", "areas", "mean_colour", "mean_depth"),
+    [
+        (
+            {"seed": 11, "size": SMALL},
+            [252, 41, 71, 150, 71, 22, 464, 35, 28, 162],
+            103.83097,
+            4.6918664,
+        ),
+        (
+            {"seed": 11, "size": SMALL, "index": 3},
+            [600, 75, 347, 25, 32, 83, 560, 124],
+            77.574137,
+            4.438514,
+        ),
+    ],
+)
+def test_scenes_recorded_before_there_were_presets_are_as_they_were(
+    request_: dict[str, Any], areas: list[int], mean_colour: float, mean_depth: float
+) -> None:
+    scene = render_scene(**request_)
+    assert scene.masks.sum(axis=(1, 2)).tolist() == areas
+    assert scene.image.mean() == pytest.approx(mean_colour, rel=1e-5)
+    assert scene.depth_metres.mean() == pytest.approx(mean_depth, rel=1e-5)
+
+
+def test_objects_of_the_miniature_are_large_and_fill_about_half_of_their_boxes() -> None:
+    settings = PRESETS["miniature"]
+    fills: dict[str, list[float]] = {name: [] for name in OPEN_SHAPES}
+    appearances: set[str] = set()
+    for index in range(40):
+        scene = render_scene(31, (128, 128), index=index, settings=settings)
+        assert 1 <= len(scene.masks) <= 5
+        appearances.update(scene.appearances)
+        for mask, box, solid in zip(scene.masks, scene.boxes_xywh, scene.solids, strict=True):
+            assert max(box[2:]) >= 0.25 * 128
+            fills[solid.shape].append(mask.sum() / (box[2] * box[3]))
+    assert appearances == set(APPEARANCES)
+    assert min(len(shares) for shares in fills.values()) >= 5
+    assert np.mean(np.concatenate(list(fills.values()))) <= 0.55
+    assert max(np.mean(shares) for shares in fills.values()) <= 0.62
+
+
+def test_patchwork_breaks_colour_inside_objects() -> None:
+    inside: dict[float, list[float]] = {0.0: [], 1.0: []}
+    for share, steps in inside.items():
+        settings = dataclasses.replace(
+            PRESETS["miniature"], patchwork_share=share, camouflaged_share=0.0, easy_share=0.0
+        )
+        for index in range(8):
+            scene = render_scene(33, (128, 128), index=index, settings=settings)
+            for mask in scene.masks:
+                pair = mask[:, 4:] & mask[:, :-4]
+                image = scene.image.astype(float)
+                steps.extend(np.linalg.norm(image[:, 4:] - image[:, :-4], axis=-1)[pair])
+    assert np.mean(inside[1.0]) > 1.5 * np.mean(inside[0.0])
+
+
+@pytest.mark.parametrize("shape", OPEN_SHAPES)
+def test_open_shapes_stand_on_the_floor_with_exact_normals(shape: str) -> None:
+    settings = dataclasses.replace(PRESETS["miniature"], shapes=(shape,), floating_share=0.0)
+    scene = render_scene(41, (128, 128), settings=settings)
+    for solid in scene.solids:
+        assert solid.centre[1] == pytest.approx(solid.half_height, abs=1e-5)
+        angles = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+        directions = angles / np.linalg.norm(angles, axis=1, keepdims=True)
+        origins = solid.centre - 3 * solid.bounding_radius * directions
+        t = cast_rays(solid, origins.astype(np.float32), directions)
+        hit = np.isfinite(t)
+        assert hit.any()
+        points = (origins + t[:, None] * directions)[hit]
+        normals = surface_normals(solid, points.astype(np.float32))
+        assert np.allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-3)
+        assert ((normals * directions[hit]).sum(axis=1) < 1e-2).mean() > 0.99
+        assert (points[:, 1] > -1e-3).all()
