@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from depthcache.segments.verification import verify_cache
 
 from depthcache import DepthCache
+from depthcache.segments.verification import verify_cache
 
 SHAPES = [(4, 6), (4, 6), (4, 6), (5, 5), (5, 5)]
 KEYS = [f"{number:064x}" for number in range(len(SHAPES))]
