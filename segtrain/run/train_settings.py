@@ -21,22 +21,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Settings that a resumed run may change. They do not move the weights, but for rounding where the
-# number of processes changes: losses are normalised over all of them.
-FREE_ON_RESUME = (
-    "deterministic",
-    "device",
-    "checkpoint_period",
-    "keep_checkpoints",
-    "log_period",
-    "tensorboard",
-    "output_dir",
-    "init_checkpoint",
-    "num_processes",
-    "num_machines",
-    "machine_rank",
-    "dist_url",
-)
 _AT_LEAST_ONE = (
     "max_iter",
     "batch_size",

@@ -26,10 +26,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segtrain.data.coco_boxes import BoxDataset, read_coco_boxes
-from segtrain.data.loader import DataSettings, TrainLoaderSettings, iterate_batches
+from segtrain.data.loader import iterate_batches
 from segtrain.data.mapper import TeacherView, TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler
-from segtrain.depth_source import DepthSettings, describe_fill_command, open_depth
+from segtrain.depth_source import describe_fill_command, open_depth
 from segtrain.distillation.teaching import make_teacher, update_teacher
 from segtrain.errors import (
     CheckpointError,
@@ -50,19 +50,17 @@ from segtrain.run.checkpoints import (
     save_atomically,
     seed_all,
 )
-from segtrain.run.config_snapshot import printable_config
 from segtrain.run.determinism import deterministic_algorithms
+from segtrain.run.experiment import Experiment, read_experiment
 from segtrain.run.joint_checkpoints import load_newest_state
 from segtrain.run.metrics_log import MetricsLog
-from segtrain.run.optimizer import OptimizerSettings, build_optimizer, scale_learning_rate
-from segtrain.run.schedule import ScheduleSettings, learning_rate_factor
+from segtrain.run.optimizer import build_optimizer, scale_learning_rate
+from segtrain.run.resume_rules import describe_refusal, describe_trajectory, find_changes
+from segtrain.run.schedule import learning_rate_factor
 from segtrain.run.train_settings import (
-    FREE_ON_RESUME,
-    TrainSettings,
     autocast_to,
     choose_device,
     distillation_start,
-    read_settings,
     require_consistent_settings,
     require_num_classes,
     require_precision,
@@ -130,7 +128,7 @@ def train_model(
     """Train a config's model.
 
     Args:
-        cfg: the loaded config file: model, data, dataloader, optimizer, schedule, depth, train.
+        cfg: an experiment, or a loaded config file that is one.
         run_dir: gets metrics.jsonl, tensorboard/, checkpoints/, config.yaml, model_final.pth.
         resume: continue from the newest checkpoint, if there is one; False refuses a folder
             that has checkpoints.
@@ -143,14 +141,15 @@ def train_model(
         DatasetError, MissingDepthError: the data cannot be used.
         NonFiniteLossError: a loss is NaN or infinite.
     """
-    settings = read_settings(cfg.train, TrainSettings)
+    experiment = read_experiment(cfg)
+    settings = experiment.train
     if not resume and list_checkpoints(run_dir):
         raise CheckpointError(
             f"{run_dir} already holds checkpoints; resume that run, or choose another folder"
         )
     num_processes = settings.num_processes * settings.num_machines
     if num_processes == 1 or torch.distributed.is_initialized():
-        return Trainer(cfg, run_dir, resume=resume, on_progress=on_progress).train()
+        return Trainer(experiment, run_dir, resume=resume, on_progress=on_progress).train()
 
     from detectron2.engine import launch
     from torch.multiprocessing import get_context
@@ -165,7 +164,7 @@ def train_model(
             num_machines=settings.num_machines,
             machine_rank=settings.machine_rank,
             dist_url=settings.dist_url,
-            args=(cfg, run_dir, resume, failures, _LogStyle.current()),
+            args=(experiment, run_dir, resume, failures, _LogStyle.current()),
         )
     except ProcessRaisedException as error:
         if failures.empty():
@@ -195,11 +194,11 @@ class _LogStyle:
 
 
 def _train_in_process(
-    cfg: Any, run_dir: Path, resume: bool, failures: Any, log_style: _LogStyle
+    experiment: Experiment, run_dir: Path, resume: bool, failures: Any, log_style: _LogStyle
 ) -> None:
     log_style.apply()
     try:
-        Trainer(cfg, run_dir, resume=resume).train()
+        Trainer(experiment, run_dir, resume=resume).train()
     except SegtrainError as error:
         failures.put(error)
         raise
@@ -209,7 +208,7 @@ class Trainer:
     """One process of a training run.
 
     Args:
-        cfg: the loaded config file.
+        cfg: an experiment, or a loaded config file that is one.
         run_dir: folder of the run.
         resume: continue from the newest checkpoint.
         on_progress: called after each iteration.
@@ -218,22 +217,26 @@ class Trainer:
     def __init__(
         self, cfg: Any, run_dir: Path, *, resume: bool, on_progress: OnProgress | None = None
     ) -> None:
-        self.cfg = cfg
+        self.experiment = read_experiment(cfg)
         self.run_dir = run_dir
         self.on_progress = on_progress
-        self.settings = read_settings(cfg.train, TrainSettings)
-        self.schedule = read_settings(cfg.schedule, ScheduleSettings)
-        self.optimizer_settings = read_settings(cfg.optimizer, OptimizerSettings)
-        self.data_settings = read_settings(cfg.data, DataSettings)
-        self.depth_settings = read_settings(cfg.depth, DepthSettings)
-        self.loader_settings = read_settings(cfg.dataloader.train, TrainLoaderSettings)
+        self.settings = self.experiment.train
+        self.schedule = self.experiment.schedule
+        self.optimizer_settings = self.experiment.optimizer
+        self.data_settings = self.experiment.data
+        self.depth_settings = self.experiment.depth
+        self.loader_settings = self.experiment.train_loader
         self.device = choose_device(self.settings.device)
         require_precision(self.settings.precision, self.device)
 
         run_dir.mkdir(parents=True, exist_ok=True)
         seed_all(self.settings.seed)
         self.dataset = self._read_dataset()
-        self.model: Any = instantiate(cfg.model)
+        self.depth = open_depth(self.depth_settings)
+        self.trajectory = describe_trajectory(
+            self.experiment, None if self.depth is None else self.depth.fingerprint
+        )
+        self.model: Any = instantiate(self.experiment.model)
         if isinstance(self.model, CondInst):
             require_consistent_settings(
                 self.model, self.settings, self.data_settings, self.depth_settings
@@ -276,7 +279,7 @@ class Trainer:
         log = None
         if comm.is_main_process():
             remove_partial_files(self.run_dir)
-            OmegaConf.save(printable_config(self.cfg), self.run_dir / "config.yaml")
+            OmegaConf.save(self.experiment.to_plain(), self.run_dir / "config.yaml")
             log = MetricsLog(
                 self.run_dir,
                 start_iteration=self.iteration,
@@ -460,11 +463,10 @@ class Trainer:
                 short_side=settings.teacher_short_side,
                 max_size=settings.teacher_max_size,
             )
-        depth = open_depth(self.depth_settings)
         mapper = TrainingMapper(
             loader_settings.augmentation,
             seed=settings.seed,
-            depth=depth,
+            depth=self.depth,
             depth_command=describe_fill_command(
                 self.depth_settings, self.data_settings.train_json, self.data_settings.train_images
             ),
@@ -485,21 +487,8 @@ class Trainer:
             sampler,
             loader_settings,
             pin_memory=self.device.type == "cuda",
-            spawn_workers=depth is not None and not depth.survives_fork,
+            spawn_workers=self.depth is not None and not self.depth.survives_fork,
         )
-
-    def _trajectory(self) -> dict[str, Any]:
-        """What a resumed run must share with the run it continues."""
-        train = asdict(self.settings)
-        for name in FREE_ON_RESUME:
-            del train[name]
-        return {
-            "train": train,
-            "schedule": asdict(self.schedule),
-            "optimizer": asdict(self.optimizer_settings),
-            "augmentation": asdict(self.loader_settings.augmentation),
-            "data": {"num_images": len(self.dataset.records), "num_boxes": self.dataset.num_boxes},
-        }
 
     def _save_checkpoint(self) -> None:
         random_states = comm.gather(capture_random_state())
@@ -514,7 +503,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "sample_position": self.iteration * self.settings.batch_size,
                 "metrics_window": asdict(self.window),
-                "trajectory": self._trajectory(),
+                "trajectory": self.trajectory,
                 "categories": self.dataset.categories,
             }
             save_atomically(state, checkpoint_path(self.run_dir, self.iteration))
@@ -526,7 +515,8 @@ class Trainer:
         if found is None:
             return
         path, state = found
-        _require_same_trajectory(state["trajectory"], self._trajectory(), path)
+        if changes := find_changes(state["trajectory"], self.trajectory):
+            raise CheckpointError(f"{path} cannot be continued: {describe_refusal(changes)}")
         self.model.load_state_dict(state["model"])
         if state["teacher"] is not None:
             self.teacher = make_teacher(self.model)
@@ -624,19 +614,3 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _require_same_trajectory(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    changes = [
-        f"{part}.{name}: {old[part].get(name)} → {value}"
-        for part, values in new.items()
-        for name, value in values.items()
-        if old[part].get(name) != value
-    ]
-    if changes:
-        raise CheckpointError(
-            f"{path} cannot be continued: {'; '.join(changes)}. Learning rate, warm-ups and "
-            "distillation are shares of the whole run, and images are drawn by seed and batch, so "
-            "the past iterations would have been others; restore the setting, or start a new run "
-            "from these weights with train.init_checkpoint"
-        )

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from segtrain.data.coco_boxes import read_coco_boxes
-from segtrain.data.loader import DataSettings
 from segtrain.data.mapper import read_image
-from segtrain.run.train_settings import read_settings, require_num_classes
+from segtrain.run.experiment import read_experiment
+from segtrain.run.train_settings import require_num_classes
 from segtrain.use.cityscapes_evaluation import measure_cityscapes_precision
 from segtrain.use.inference import instances_to_results, load_trained_model
 
@@ -49,7 +49,7 @@ def evaluate_model(
         `num_results`, `seconds_per_image`. Without annotations in the file (test-dev), only the
         counts.
     """
-    data = read_settings(cfg.data, DataSettings)
+    data = read_experiment(cfg).data
     dataset = read_coco_boxes(
         data.test_json,
         data.test_images,

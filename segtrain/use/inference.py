@@ -13,11 +13,12 @@ import torch
 from detectron2.config import instantiate
 from pycocotools import mask as mask_api
 
-from segtrain.data.loader import DataSettings, InferenceSizeSettings
+from segtrain.data.loader import InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import load_weights
-from segtrain.run.train_settings import TrainSettings, autocast_to, choose_device, read_settings
+from segtrain.run.experiment import read_experiment
+from segtrain.run.train_settings import autocast_to, choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +67,17 @@ def load_trained_model(
     """Build a config's model and load its weights.
 
     Args:
-        cfg: the loaded config file.
+        cfg: an experiment, or a loaded config file that is one.
         weights: checkpoint of a run, or a converted one.
         categories: used when the checkpoint does not name its classes.
 
     Raises:
         CheckpointError: the weights do not fit.
     """
-    settings = read_settings(cfg.train, TrainSettings)
-    data = read_settings(cfg.data, DataSettings)
+    experiment = read_experiment(cfg)
+    settings, data = experiment.train, experiment.data
     device = choose_device(settings.device)
-    network: Any = instantiate(cfg.model)
+    network: Any = instantiate(experiment.model)
     extra = load_weights(network, weights)
     # Maps are channels-last, and else every convolution would turn its weights again.
     network.to(device=device, memory_format=torch.channels_last).eval()
@@ -92,7 +93,7 @@ def load_trained_model(
         network=network,
         device=device,
         categories=known,
-        test=read_settings(cfg.dataloader.test, InferenceSizeSettings),
+        test=experiment.test_size,
         # What was trained in fp16 on a GPU is also looked at elsewhere; a CPU emulates fp16.
         precision="fp32"
         if (settings.precision, device.type) == ("fp16", "cpu")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 
+from depthcache.exchange.interchange import import_maps
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import list_checkpoints, load_state
 from segtrain.run.metrics_log import read_metrics
@@ -116,3 +117,57 @@ def test_another_length_or_a_fresh_start_is_refused(
         train_model(load_tiny(short), tmp_path, resume=False)
     with pytest.raises(CheckpointError, match=r"train\.max_iter: 1 → 4.*shares of the whole run"):
         train_model(load_tiny(short | {"train.max_iter": 4}), tmp_path, resume=True)
+
+
+@pytest.fixture(scope="module")
+def half_done(
+    tmp_path_factory: pytest.TempPathFactory, load_tiny: Callable[..., Any], two_threads: None
+) -> Path:
+    run_dir = tmp_path_factory.mktemp("half")
+
+    def stop(iteration: int, max_iter: int, metrics: dict[str, float]) -> None:
+        if iteration == 2:
+            raise _Interrupted
+
+    changes = {"train.checkpoint_period": 1}
+    with pytest.raises(_Interrupted):
+        train_model(load_tiny(changes), run_dir, resume=True, on_progress=stop)
+    return run_dir
+
+
+def test_half_done_run_does_not_go_on_with_other_depth(
+    half_done: Path, scenes: Path, tmp_path: Path, load_tiny: Callable[..., Any]
+) -> None:
+    import_maps(
+        scenes / "depth",
+        tmp_path / "cache",
+        images=scenes / "images",
+        format="npy",
+        convention="metric",
+        model="another-sensor",
+    )
+    other_maps = load_tiny({"depth.cache": str(tmp_path / "cache")})
+    with pytest.raises(CheckpointError, match=r"depth\.fingerprint: .* → .*another-sensor"):
+        train_model(other_maps, half_done, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {
+                "depth.enabled": False,
+                "model.depth_layer": False,
+                "model.consistency": False,
+                "model.distillation.depth_matching": False,
+            },
+            r"depth\.enabled: True → False",
+        ),
+        ({"model.color_threshold": 0.2}, r"model\.color_threshold: 0\.3 → 0\.2"),
+    ],
+)
+def test_half_done_run_does_not_go_on_as_another_method(
+    half_done: Path, changes: dict[str, Any], named: str, load_tiny: Callable[..., Any]
+) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        train_model(load_tiny(changes), half_done, resume=True)
