@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: setup demo test check format bench wheel
+.PHONY: setup demo test check docs format bench wheel
 
 setup:
 	@PYTHON=$(PYTHON) scripts/setup
@@ -18,6 +18,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python scripts/site/stage_pages.py build/site-pages
+	$(BIN)/sphinx-build -q -W --keep-going -c scripts/site build/site-pages site
+	@echo "docs: site/index.html"
 
 format: setup
 	$(BIN)/ruff check --fix .

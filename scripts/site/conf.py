@@ -1,0 +1,45 @@
+"""Sphinx configuration of the documentation site; `make docs` stages the pages and builds them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # mathml
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages as they are in this checkout
+
+project = "boxdepth"
+copyright = "the boxdepth authors, Apache-2.0"  # noqa: A001 - the name that Sphinx wants
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "mathml",
+]
+
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 4
+html_math_renderer = "mathml"
+
+html_theme = "furo"
+html_title = "boxdepth"
+html_static_path = ["static"]
+html_extra_path = ["../../docs/images"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#b3470b", "color-brand-content": "#b3470b"},
+    "dark_css_variables": {"color-brand-primary": "#ffb57a", "color-brand-content": "#ffb57a"},
+}
+default_role = "literal"  # docstrings mark code with single backticks
+highlight_language = "none"
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+copybutton_exclude = ".linenos, .gp, .go"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True}
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
