@@ -1,4 +1,4 @@
-"""`pipeline data prepare|check|synth`."""
+"""`pipeline data prepare|check|synth|import|export`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.commands.data_formats import export_masks, import_boxes
 from pipeline.commands.options import JsonOption
 from pipeline.errors import ExitCode, UsageError
 from pipeline.output import stdout_kept_clean, to_jsonable, write_result
 from pipeline.progress import ProgressReporter
 
-app = typer.Typer(help="Prepare, check or make data sets.", no_args_is_help=True)
+app = typer.Typer(help="Prepare, check, make or convert data sets.", no_args_is_help=True)
+app.command("import")(import_boxes)
+app.command("export")(export_masks)
 
 _MAX_SHOWN_PER_KIND = 5
 

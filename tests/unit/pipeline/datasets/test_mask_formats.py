@@ -1,0 +1,243 @@
+"""Masks in the tools' own forms: read back by other code than that which wrote them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import xml.etree.ElementTree as ET
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+
+from pipeline.datasets.box_formats import read_boxes
+from pipeline.datasets.label_studio_brush import decode_brush, encode_brush
+from pipeline.datasets.mask_formats import MASK_FORMATS, write_masks
+from pipeline.datasets.mask_polygons import flatten_polygons, mask_polygons
+from pipeline.errors import UsageError
+
+HEIGHT, WIDTH = 40, 60
+
+
+def _ring_and_dot():
+    """A ring with a hole, and a separate part."""
+    ys, xs = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    distance = np.hypot(ys - 18, xs - 20)
+    mask = (distance < 14) & (distance > 6)
+    mask[30:36, 45:50] = True
+    return mask
+
+
+def _rle(mask):
+    encoded = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+
+
+def _document():
+    """Three objects and a crowd: one mask, one filled box, one without a mask."""
+    mask = _ring_and_dot()
+    common = {"image_id": 7, "iscrowd": 0}
+    return {
+        "images": [
+            {"id": 7, "file_name": "sub/a.jpg", "width": WIDTH, "height": HEIGHT},
+            {"id": 8, "file_name": "b.png", "width": 10, "height": 10},
+        ],
+        "annotations": [
+            {"id": 3, "category_id": 9, "bbox": [6, 4, 44, 32], "segmentation": _rle(mask),
+             "score": 0.8, "mask_source": "labeller", **common},
+            {"id": 4, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.0,
+             "segmentation": _rle(np.zeros((HEIGHT, WIDTH), bool)),
+             "mask_source": "filled_box", **common},
+            {"id": 5, "category_id": 2, "bbox": [5, 5, 4, 4], **common},
+            {"id": 6, "category_id": 2, "bbox": [0, 0, 9, 9], "image_id": 7, "iscrowd": 1},
+        ],
+        "categories": [{"id": 9, "name": "ring"}, {"id": 2, "name": "dot"}],
+    }  # fmt: skip
+
+
+def _write(tmp_path, mask_format, *, polygons=False):
+    suffix = MASK_FORMATS[mask_format][0]
+    out = tmp_path / f"out{suffix}"
+    written = write_masks(
+        _document(), out, mask_format, polygons=polygons, images=tmp_path / "images"
+    )
+    assert written.num_masks == 1
+    assert written.num_boxes + written.num_left_out == 2
+    return out
+
+
+def _iou(first, second):
+    return (first & second).sum() / (first | second).sum()
+
+
+def _fill(points):
+    """Even-odd fill at sixteen samples a pixel, independent of pycocotools."""
+    scale = 4
+    canvas = np.zeros((HEIGHT * scale, WIDTH * scale), np.uint8)
+    scaled = np.round(np.asarray(points) * scale - 0.5).astype(np.int32)
+    cv2.fillPoly(canvas, [scaled], 1)
+    return canvas.reshape(HEIGHT, scale, WIDTH, scale).mean(axis=(1, 3)) > 0.5
+
+
+class TestPolygons:
+    @given(arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+    def test_exact_outlines_give_the_mask_back(self, mask):
+        polygons = flatten_polygons(mask_polygons(mask, tolerance=0))
+        back = np.zeros_like(mask)
+        if polygons:
+            encoded = mask_api.merge(mask_api.frPyObjects(polygons, *mask.shape))
+            back = mask_api.decode(encoded).astype(bool)
+        np.testing.assert_array_equal(back, mask)
+
+    def test_simplified_outlines_keep_hole_and_parts_with_few_points(self):
+        mask = _ring_and_dot()
+        polygons = mask_polygons(mask)
+        assert len(polygons) == 2
+        assert sum(map(len, polygons)) < 60
+        encoded = mask_api.merge(mask_api.frPyObjects(flatten_polygons(polygons), HEIGHT, WIDTH))
+        assert _iou(mask_api.decode(encoded).astype(bool), mask) > 0.95
+
+
+class TestBrush:
+    @given(arrays.arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+    def test_bytes_give_the_mask_back(self, mask):
+        np.testing.assert_array_equal(decode_brush(encode_brush(mask), mask.shape), mask)
+
+    def test_a_run_longer_than_the_longest_code(self):
+        mask = np.ones((300, 200), bool)
+        np.testing.assert_array_equal(decode_brush(encode_brush(mask), mask.shape), mask)
+
+    def test_bytes_that_label_studio_wrote(self):
+        # label_studio_sdk 2.1.2, encode_rle of a 3×4 mask with pixels (1, 1) and (1, 2).
+        data = [0, 0, 0, 48, 57, 27, 254, 19, 0, 159, 255, 9, 128, 0]
+        expected = np.zeros((3, 4), bool)
+        expected[1, 1:3] = True
+        np.testing.assert_array_equal(decode_brush(data, (3, 4)), expected)
+        with pytest.raises(ValueError, match="expected 4×4×4"):
+            decode_brush(data, (4, 4))
+
+
+class TestWriters:
+    def test_coco_run_lengths_load_in_pycocotools_with_ids_order_and_crowd(self, tmp_path):
+        coco = COCO(_write(tmp_path, "coco"))
+        assert [item["id"] for item in coco.dataset["annotations"]] == [3, 4, 5, 6]
+        np.testing.assert_array_equal(coco.annToMask(coco.anns[3]).astype(bool), _ring_and_dot())
+        assert "segmentation" not in coco.anns[6]
+
+    def test_coco_polygons_load_in_pycocotools(self, tmp_path):
+        coco = COCO(_write(tmp_path, "coco", polygons=True))
+        assert isinstance(coco.anns[3]["segmentation"], list)
+        assert _iou(coco.annToMask(coco.anns[3]).astype(bool), _ring_and_dot()) > 0.95
+
+    def test_yolo_joins_parts_and_leaves_out_what_is_no_mask(self, tmp_path):
+        out = _write(tmp_path, "yolo-seg")
+        assert yaml.safe_load((out / "data.yaml").read_text())["names"] == {0: "ring", 1: "dot"}
+        (line,) = (out / "labels" / "sub" / "a.txt").read_text().splitlines()
+        index, *values = line.split()
+        points = np.array(values, float).reshape(-1, 2) * [WIDTH, HEIGHT]
+        assert index == "0"
+        assert _iou(_fill(points), _ring_and_dot()) > 0.93
+        assert (out / "labels" / "b.txt").read_text() == ""
+
+    def test_labelme_masks_lie_at_their_corner(self, tmp_path):
+        document = json.loads((_write(tmp_path, "labelme") / "sub" / "a.json").read_text())
+        assert document["imagePath"] == "../../images/sub/a.jpg"
+        first, second, third = document["shapes"]
+        assert [s["shape_type"] for s in (first, second, third)] == ["mask", *["rectangle"] * 2]
+        picture = np.array(Image.open(io.BytesIO(base64.b64decode(first["mask"])))).astype(bool)
+        (left, top), (right, bottom) = first["points"]
+        whole = np.zeros((HEIGHT, WIDTH), bool)
+        whole[top : bottom + 1, left : right + 1] = picture
+        np.testing.assert_array_equal(whole, _ring_and_dot())
+
+    def test_labelme_polygons_of_one_object_share_a_group(self, tmp_path):
+        out = _write(tmp_path, "labelme", polygons=True)
+        shapes = json.loads((out / "sub" / "a.json").read_text())["shapes"]
+        groups = [s["group_id"] for s in shapes if s["shape_type"] == "polygon"]
+        assert groups == [3, 3]
+
+    def test_cvat_masks_are_row_run_lengths_of_their_extent(self, tmp_path):
+        root = ET.parse(_write(tmp_path, "cvat")).getroot()
+        assert [item.findtext("name") for item in root.iter("label")] == ["ring", "dot"]
+        assert [image.get("name") for image in root.findall("image")] == ["sub/a.jpg", "b.png"]
+        (mask,) = root.iter("mask")
+        left, top, width, height = (int(mask.get(k)) for k in ("left", "top", "width", "height"))
+        values, value = [], False
+        for run in mask.get("rle").split(","):
+            values += [value] * int(run)
+            value = not value
+        whole = np.zeros((HEIGHT, WIDTH), bool)
+        whole[top : top + height, left : left + width] = np.reshape(values, (height, width))
+        np.testing.assert_array_equal(whole, _ring_and_dot())
+        assert len(list(root.iter("box"))) == 2
+
+    @pytest.mark.parametrize("polygons", [False, True])
+    def test_what_cvat_and_label_studio_get_reads_back_as_boxes(self, tmp_path, polygons):
+        (tmp_path / "images" / "sub").mkdir(parents=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / "sub" / "a.jpg")
+        boxes = read_boxes(_write(tmp_path, "cvat", polygons=polygons), tmp_path / "images")
+        assert boxes.document()["categories"][0]["name"] == "ring"
+        extents = [item["bbox"] for item in boxes.annotations]
+        assert [1, 2, 3, 4] in extents
+        assert ([6, 4, 44, 32] in extents) is not polygons
+
+    def test_label_studio_predictions_are_brushes_with_scores(self, tmp_path):
+        tasks = json.loads(_write(tmp_path, "label-studio").read_text())
+        assert tasks[0]["data"] == {"image": "sub/a.jpg"}
+        prediction = tasks[0]["predictions"][0]
+        brush, *boxes = prediction["result"]
+        assert brush["type"] == "brushlabels"
+        assert brush["value"]["brushlabels"] == ["ring"]
+        assert (brush["original_width"], brush["original_height"]) == (WIDTH, HEIGHT)
+        assert brush["score"] == 0.8
+        mask = decode_brush(brush["value"]["rle"], (HEIGHT, WIDTH))
+        np.testing.assert_array_equal(mask, _ring_and_dot())
+        assert [item["type"] for item in boxes] == ["rectanglelabels"] * 2
+
+    def test_a_task_of_label_studio_keeps_its_id_and_image(self, tmp_path):
+        document = _document()
+        source = {"id": 11, "data": {"image": "/data/upload/2/1f2e3d4c-a.jpg"}}
+        document["images"][0]["label_studio"] = source
+        out = tmp_path / "p.json"
+        write_masks(document, out, "label-studio", polygons=True, images=tmp_path)
+        task = json.loads(out.read_text())[0]
+        assert {"id": task["id"], "data": task["data"]} == source
+        points = np.array(task["predictions"][0]["result"][0]["value"]["points"])
+        ring = _fill(points * [WIDTH / 100, HEIGHT / 100])
+        assert _iou(ring, _ring_and_dot() & (np.arange(WIDTH) < 40)) > 0.93
+
+    def test_png_numbers_are_explained_beside_them(self, tmp_path):
+        out = _write(tmp_path, "png")
+        numbers = np.array(Image.open(out / "sub" / "a.png"))
+        np.testing.assert_array_equal(numbers == 1, _ring_and_dot())
+        (entry,) = json.loads((out / "instances.json").read_text())["sub/a.png"]
+        assert entry == {"number": 1, "annotation_id": 3, "label": "ring", "category_id": 9}
+
+
+class TestRefusals:
+    def test_a_file_name_that_leads_elsewhere(self, tmp_path):
+        document = _document()
+        document["images"][0]["file_name"] = "../a.jpg"
+        with pytest.raises(UsageError, match="leads out of the folder"):
+            write_masks(document, tmp_path / "o", "labelme", polygons=False, images=tmp_path)
+        assert not (tmp_path / "a.json").exists()
+
+    def test_two_images_that_would_share_a_file(self, tmp_path):
+        document = _document()
+        document["images"][1]["file_name"] = "sub/a.png"
+        with pytest.raises(UsageError, match="would both be written to"):
+            write_masks(document, tmp_path / "o", "yolo-seg", polygons=False, images=tmp_path)
+
+    def test_a_mask_of_another_size(self, tmp_path):
+        document = _document()
+        document["images"][0]["width"] = 61
+        with pytest.raises(UsageError, match="annotation 3 has a mask of 40×60 pixels"):
+            write_masks(document, tmp_path / "o.json", "coco", polygons=False, images=tmp_path)
