@@ -8,10 +8,13 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import UsageError
 
 SCHEMA_VERSION = 1
 
@@ -38,6 +41,24 @@ def configure_logging(*, verbose: bool = False) -> None:
     )
     for chatty in ("httpx", "httpcore", "PIL", "matplotlib", "asyncio", "fsspec", "numcodecs"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def require_writable(path: Path) -> None:
+    """Try an output path before the work that it is for; makes its folder.
+
+    Raises:
+        UsageError: a file cannot be written there.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror or error}; choose another file"
+        ) from error
 
 
 @contextlib.contextmanager

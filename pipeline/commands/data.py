@@ -86,7 +86,8 @@ def check(
 
     With --cache, images without depth are named as well.
     """
-    from pipeline.datasets.dataset_check import PROBLEM_KINDS, check_dataset
+    from pipeline.datasets.dataset_check import check_dataset
+    from segtrain.data.coco_findings import FINDING_KINDS
 
     file = annotations or coco
     if file is None or (annotations and coco):
@@ -103,27 +104,22 @@ def check(
             progress=progress.update,
         )
     by_kind = collections.defaultdict(list)
-    for problem in report.problems:
-        by_kind[problem.kind].append(problem)
+    for finding in report.findings:
+        by_kind[finding.kind].append(finding)
     lines = [
         f"{report.num_images} images, {report.num_boxes} boxes, {report.num_categories} categories"
     ]
-    for kind, count in report.count_kinds().items():
-        treatment, meaning = PROBLEM_KINDS[kind]
-        lines.append(f"{treatment:8} {count:6} × {kind}: {meaning}")
-        shown = by_kind[kind] if all_items else by_kind[kind][:_MAX_SHOWN_PER_KIND]
-        for problem in shown:
-            names = {
-                "image": problem.image_id,
-                "annotation": problem.annotation_id,
-                "file": problem.file_name,
-            }
-            where = ", ".join(f"{key} {value}" for key, value in names.items() if value is not None)
-            lines.append(
-                f"           {where}: {problem.detail}" if where else f"           {problem.detail}"
-            )
+    for name, count in report.count_kinds().items():
+        kind = FINDING_KINDS[name]
+        lines.append(f"{kind.treatment:8} {count:6} × {name}: {kind.meaning}")
+        shown = by_kind[name] if all_items else by_kind[name][:_MAX_SHOWN_PER_KIND]
+        for finding in shown:
+            where = f"{finding.where}: " if finding.where else ""
+            lines.append(f"           {where}{finding.detail}")
         if count > len(shown):
             lines.append(f"           … and {count - len(shown)} more (--all lists them)")
+        if kind.remedy:
+            lines.append(f"           → {kind.remedy}")
     num_bad = report.num_left_out + report.num_refused
     lines.append(
         f"{report.num_refused} to correct, {report.num_left_out} left out unless corrected"
@@ -141,8 +137,12 @@ def check(
             "num_refused": report.num_refused,
             "counts": report.count_kinds(),
             "problems": [
-                {**vars(problem), "treatment": PROBLEM_KINDS[problem.kind][0]}
-                for problem in report.problems
+                {
+                    **vars(finding),
+                    "treatment": finding.treatment,
+                    "remedy": FINDING_KINDS[finding.kind].remedy,
+                }
+                for finding in report.findings
             ],
         },
         "\n".join(lines),

@@ -77,8 +77,8 @@ def export_masks(
     as_json: JsonOption = False,
 ) -> None:
     """Write a COCO file's masks in the form of another tool."""
-    from pipeline.datasets.dataset_check import load_coco_document
     from pipeline.datasets.mask_formats import guess_mask_format, write_masks
+    from segtrain.data.coco_document import load_coco_document
 
     if ids is not None and without_ids is not None:
         raise UsageError("give --ids or --without-ids, not both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +23,10 @@ def label(
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give every box of a COCO file a mask and a score."""
+    """Give every box of a COCO file a mask and a score; exit code 3 if some have none."""
     from pipeline.config import load_config
-    from pipeline.errors import UsageError
+    from pipeline.errors import ExitCode, UsageError
+    from pipeline.output import require_writable
     from pipeline.runs.manifest import write_atomically
 
     for path, what in ((weights, "checkpoint"), (coco, "annotation file")):
@@ -32,14 +34,39 @@ def label(
             raise UsageError(f"{what} {path} does not exist")
     if out.resolve() == coco.resolve():
         raise UsageError(f"--out {out} would overwrite the boxes; choose another file")
+    require_writable(out)
+    failures: list[dict[str, str]] = []
     with stdout_kept_clean():
         config = load_config(config_name, assignments or [])
         from segtrain.use.labelling import label_dataset
 
         with ProgressReporter("label", "images") as bar:
-            document = label_dataset(config, weights, coco, images, on_progress=bar.update)
-        out.parent.mkdir(parents=True, exist_ok=True)
+            document = label_dataset(
+                config,
+                weights,
+                coco,
+                images,
+                on_progress=bar.update,
+                on_failure=lambda name, reason: failures.append({"file": name, "reason": reason}),
+            )
         write_atomically(out, json.dumps(to_jsonable(document)))
-    num_masks = sum("segmentation" in item for item in document["annotations"])
-    result = {"out": out, "num_images": len(document["images"]), "num_masks": num_masks}
-    write_result("label", result, f"{num_masks} masks → {out}", as_json=as_json)
+    sources = Counter(item.get("mask_source") for item in document["annotations"])
+    num_filled, num_without = sources["filled_box"], sources["none"]
+    lines = [f"{sources['detector']} masks → {out}"]
+    if num_filled:
+        lines.append(f"{num_filled} boxes without a mask in them are filled (score 0)")
+    if num_without:
+        lines.append(f"{num_without} boxes have no mask: bad boxes, or of images that failed")
+    lines += [f"failed: {failure['file']}: {failure['reason']}" for failure in failures]
+    result = {
+        "ok": not (failures or num_filled or num_without),
+        "out": out,
+        "num_images": len(document["images"]),
+        "num_masks": sources["detector"],
+        "num_filled_boxes": num_filled,
+        "num_without_mask": num_without,
+        "failures": failures,
+    }
+    write_result("label", result, "\n".join(lines), as_json=as_json)
+    if not result["ok"]:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)

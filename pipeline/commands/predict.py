@@ -27,13 +27,26 @@ def predict(
 ) -> None:
     """Boxes, classes, scores and masks of images, as a COCO result list."""
     from pipeline.config import load_config
-    from pipeline.datasets.image_lists import list_images
+    from pipeline.datasets.image_lists import list_folder_images, read_coco_images
+    from pipeline.output import require_writable
     from pipeline.runs.manifest import write_atomically
+    from segtrain.data.image_files import find_image_file
 
     if not weights.is_file():
         raise UsageError(f"checkpoint {weights} does not exist")
     with stdout_kept_clean():
-        files = list_images(images, coco)
+        ids: list[int | str]
+        if coco is None:
+            files = list_folder_images(images)
+            folder = images if images.is_dir() else images.parent
+            names = [path.relative_to(folder).as_posix() for path in files]
+            ids = list(range(1, len(files) + 1))
+        else:
+            records = read_coco_images(coco, images)
+            files = [find_image_file(record.path) for record in records]
+            names = [record.file_name for record in records]
+            ids = [record.image_id for record in records]
+        require_writable(out)
         config = load_config(config_name, assignments or [])
         from segtrain.use.prediction import predict_images
 
@@ -43,14 +56,13 @@ def predict(
                 config,
                 weights,
                 files,
-                relative_to=images if images.is_dir() else None,
-                image_ids=_image_ids(coco),
+                file_names=names,
+                image_ids=ids,
                 on_progress=bar.update,
                 on_failure=lambda path, reason: failures.append(
                     {"path": str(path), "reason": reason}
                 ),
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(to_jsonable(results)))
     lines = [f"{len(results)} instances in {len(files) - len(failures)} images → {out}"]
     lines += [f"failed: {failure['path']}: {failure['reason']}" for failure in failures]
@@ -64,12 +76,3 @@ def predict(
     write_result("predict", result, "\n".join(lines), as_json=as_json)
     if failures:
         raise typer.Exit(ExitCode.FAILED_ITEMS)
-
-
-def _image_ids(coco: Path | None) -> dict[str, int] | None:
-    """Image id by file name of a COCO file."""
-    if coco is None:
-        return None
-    from pipeline.datasets.dataset_check import load_coco_document
-
-    return {image["file_name"]: image["id"] for image in load_coco_document(coco)["images"]}

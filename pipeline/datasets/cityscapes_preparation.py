@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from pipeline.datasets.coco_preparation import PreparedSplit, strip_masks
 from pipeline.errors import UsageError
 from pipeline.runs.manifest import write_atomically
+from segtrain.data.coco_findings import shorten
 
 SPLITS = ("train", "val", "test")
 # Label ids of the eight classes with instances, as in the official evaluation.
@@ -169,4 +170,11 @@ def _load_polygons(path: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise UsageError(f"{path} is not a gtFine polygon file: {error}") from error
     assert isinstance(polygons, dict)
+    for position, item in enumerate(polygons["objects"]):
+        points = item.get("polygon") if isinstance(item, dict) else None
+        if not isinstance(points, list) or "label" not in item:
+            raise UsageError(
+                f"{path}: objects[{position}] ({shorten(item)}) lacks label or polygon; correct or "
+                "remove it"
+            )
     return polygons

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.dataset_check import load_coco_document
 from pipeline.errors import UsageError
 from pipeline.runs.manifest import write_atomically
+from segtrain.data.box_coordinates import is_number
+from segtrain.data.coco_findings import require_usable
+from segtrain.data.coco_reader import read_coco_file
+from segtrain.data.image_files import missing_files
 
 SPLITS = ("train2017", "val2017")
 _EXPECTED_TREE = """\
@@ -52,6 +55,7 @@ def prepare_coco(root: Path, output: Path) -> list[PreparedSplit]:
 
     Raises:
         UsageError: the tree has no complete split.
+        DatasetError: an annotation file cannot be used.
     """
     splits = []
     for split in SPLITS:
@@ -67,20 +71,20 @@ def prepare_coco(root: Path, output: Path) -> list[PreparedSplit]:
     output.mkdir(parents=True, exist_ok=True)
     prepared = []
     for split, annotations, images in splits:
-        document = load_coco_document(annotations)
+        reading = read_coco_file(annotations, images)
+        require_usable(reading.findings, annotations)
         boxes = output / f"instances_{split}_boxes.json"
-        write_atomically(boxes, json.dumps(strip_masks(document)))
-        present = {entry.name for entry in images.iterdir()}
-        names = [image["file_name"] for image in document["images"]]
+        write_atomically(boxes, json.dumps(strip_masks(reading.document)))
+        missing = missing_files((r.image_id, r.path, r.file_name) for r in reading.records)
         prepared.append(
             PreparedSplit(
                 split=split,
                 boxes=boxes,
                 masks=annotations,
                 images=images,
-                num_images=len(names),
-                num_boxes=len(document["annotations"]),
-                missing=sorted(set(names) - present),
+                num_images=len(reading.records),
+                num_boxes=len(reading.document["annotations"]),
+                missing=sorted(str(finding.file_name) for finding in missing),
             )
         )
     return prepared
@@ -89,14 +93,17 @@ def prepare_coco(root: Path, output: Path) -> list[PreparedSplit]:
 def strip_masks(document: Mapping[str, Any]) -> dict[str, Any]:
     """A COCO document without `segmentation`; `area` becomes the area of the box.
 
-    The mask's area would tell the trainer about the mask, so it goes as well.
+    The mask's area would tell the trainer about the mask, so it goes as well, from a bad box too.
 
     Args:
         document: COCO document.
     """
     annotations = []
     for annotation in document["annotations"]:
-        kept = {key: value for key, value in annotation.items() if key != "segmentation"}
-        kept["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        masks = ("segmentation", "area")
+        kept = {key: value for key, value in annotation.items() if key not in masks}
+        box = annotation.get("bbox")
+        if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
+            kept["area"] = box[2] * box[3]
         annotations.append(kept)
     return {**document, "annotations": annotations}

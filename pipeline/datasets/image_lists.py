@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.datasets.dataset_check import load_coco_document
 from pipeline.errors import UsageError
+from segtrain.data.coco_document import load_coco_document
+from segtrain.data.coco_findings import require_usable
+from segtrain.data.coco_reader import ImageRecord, read_image_entries
+from segtrain.data.image_files import find_image_file
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -48,15 +51,35 @@ def list_coco_images(annotations: Path, folder: Path) -> list[Path]:
         folder: folder of the images.
 
     Raises:
-        UsageError: not a COCO file, or the folder does not exist.
+        DatasetError: not a COCO file, or an image entry without a name.
+        UsageError: the folder does not exist.
+    """
+    return [
+        find_image_file(record.path)
+        for record in read_coco_images(annotations, folder, needs=("file_name",))
+    ]
+
+
+def read_coco_images(
+    annotations: Path, folder: Path, *, needs: Sequence[str] = ("id", "file_name")
+) -> list[ImageRecord]:
+    """The image entries of a COCO file, for commands that read nothing else of it.
+
+    Args:
+        annotations: COCO JSON; only its list `images` is needed.
+        folder: folder of the images.
+        needs: fields that an entry must have.
+
+    Raises:
+        DatasetError: not a COCO file, or an entry that cannot be used.
+        UsageError: the folder does not exist.
     """
     if not folder.is_dir():
         raise UsageError(f"image folder {folder} does not exist")
-    document = load_coco_document(annotations)
-    try:
-        return [folder / image["file_name"] for image in document["images"]]
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{annotations}: an entry of `images` has no file_name") from error
+    document = load_coco_document(annotations, lists=("images",))
+    records, findings = read_image_entries(document["images"], folder, needs=needs)
+    require_usable(findings, annotations)
+    return records
 
 
 def list_images(images: Path | None, coco: Path | None) -> list[Path]:

@@ -26,6 +26,7 @@ from pipeline.runs.manifest import Manifest, load_manifest, write_atomically
 
 if TYPE_CHECKING:
     from depthcache import DepthCache
+    from segtrain.data.coco_reader import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -313,22 +314,22 @@ def make_panels(results: Sequence[RunResult]) -> list[Panel]:
         At most `NUM_PANELS` panels; none when no run has weights.
     """
     from depthcache import decode_image, image_key
-    from pipeline.datasets.dataset_check import load_coco_document
     from pipeline.runs.experiment import dataset_paths
+    from segtrain.data.coco_reader import read_coco_file
+    from segtrain.data.image_files import read_image_bytes
 
     trained = [result for result in results if result.weights is not None]
     if not trained:
         return []
     paths = dataset_paths(trained[-1].config, "test")
-    document = load_coco_document(paths.annotations)
-    annotated = {item["image_id"] for item in document["annotations"]}
-    entries = [image for image in document["images"] if image["id"] in annotated][:NUM_PANELS]
-    contents = [(paths.images / entry["file_name"]).read_bytes() for entry in entries]
+    reading = read_coco_file(paths.annotations, paths.images, masks=True)
+    records = [r for r in reading.records if r.annotations or r.crowds][:NUM_PANELS]
+    contents = [read_image_bytes(record.path) for record in records]
     images = [decode_image(data) for data in contents]
     predictions = {result.name: _predict(result, images) for result in trained}
     cache = _open_cache(trained)
     panels = []
-    for index, (entry, data, image) in enumerate(zip(entries, contents, images, strict=True)):
+    for index, (record, data, image) in enumerate(zip(records, contents, images, strict=True)):
         height, width = image.shape[:2]
         pictures = {"image": image}
         key = image_key(data)
@@ -339,10 +340,10 @@ def make_panels(results: Sequence[RunResult]) -> list[Panel]:
             pictures["predicted depth"] = colour_depth(inverse_depth)
         for name, predicted in predictions.items():
             pictures[name] = draw_masks(image, predicted[index].masks)
-        truth = _truth_masks(document, entry)
+        truth = _truth_masks(record)
         if truth:
             pictures["truth"] = draw_masks(image, truth)
-        panels.append(Panel(title=Path(entry["file_name"]).name, pictures=pictures))
+        panels.append(Panel(title=Path(record.file_name).name, pictures=pictures))
     return panels
 
 
@@ -361,6 +362,7 @@ def _open_cache(results: Sequence[RunResult]) -> DepthCache | None:
 
 def _predict(result: RunResult, images: Sequence[RGBImage]) -> list[Prediction]:
     """Confident masks of each image, highest score first, and the depth layer's depth."""
+    from segtrain.data.segmentations import decode_segmentation
     from segtrain.use.inference import load_trained_model
 
     assert result.weights is not None
@@ -371,7 +373,10 @@ def _predict(result: RunResult, images: Sequence[RGBImage]) -> list[Prediction]:
         instances = model.detect(image)
         scores = instances.scores.numpy()
         if instances.has("pred_masks_rle"):
-            masks = [decode_segmentation(encoded) for encoded in instances.pred_masks_rle]
+            masks = [
+                decode_segmentation(encoded, *image.shape[:2]).astype(bool)
+                for encoded in instances.pred_masks_rle
+            ]
         else:
             masks = list(instances.pred_masks.numpy())
         order = np.argsort(-scores, kind="stable")
@@ -390,38 +395,14 @@ def _predict(result: RunResult, images: Sequence[RGBImage]) -> list[Prediction]:
     return predictions
 
 
-def decode_segmentation(segmentation: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-    """A COCO RLE as (H, W) booleans."""
-    from pycocotools import mask as coco_mask
+def _truth_masks(record: ImageRecord) -> list[npt.NDArray[np.bool_]]:
+    from segtrain.data.segmentations import decode_segmentation
 
-    counts = segmentation["counts"]
-    encoded = {
-        "size": list(segmentation["size"]),
-        "counts": counts.encode() if isinstance(counts, str) else counts,
-    }
-    decoded: npt.NDArray[np.bool_] = coco_mask.decode(encoded).astype(bool)
-    return decoded
-
-
-def _truth_masks(
-    document: Mapping[str, Any], entry: Mapping[str, Any]
-) -> list[npt.NDArray[np.bool_]]:
-    from pycocotools import mask as coco_mask
-
-    masks = []
-    for item in document["annotations"]:
-        segmentation = item.get("segmentation")
-        if item["image_id"] != entry["id"] or not segmentation or item.get("iscrowd"):
-            continue
-        if isinstance(segmentation, list):
-            encoded = coco_mask.frPyObjects(segmentation, entry["height"], entry["width"])
-            masks.append(coco_mask.decode(coco_mask.merge(encoded)).astype(bool))
-        elif isinstance(segmentation["counts"], list):
-            encoded = coco_mask.frPyObjects(segmentation, entry["height"], entry["width"])
-            masks.append(coco_mask.decode(encoded).astype(bool))
-        else:
-            masks.append(decode_segmentation(segmentation))
-    return masks
+    return [
+        decode_segmentation(item.segmentation, record.height, record.width).astype(bool)
+        for item in record.annotations
+        if item.segmentation is not None
+    ]
 
 
 def colour_depth(inverse_depth: npt.NDArray[np.float32]) -> RGBImage:

@@ -125,11 +125,13 @@ def draw_plan(
 def resized_shape(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
     """Size after a resize to a short side, as detectron2's ResizeShortestEdge gives it.
 
+    A thin image keeps at least one pixel each way.
+
     Returns:
         (height, width) in pixels.
     """
     shape = transforms.ResizeShortestEdge.get_output_shape(height, width, short_side, max_size)
-    return int(shape[0]), int(shape[1])
+    return max(1, int(shape[0])), max(1, int(shape[1]))
 
 
 def plan_to_transforms(plan: GeometricPlan) -> transforms.TransformList:
@@ -167,7 +169,7 @@ def apply_plan_to_inverse_depth(
         moved = scale_to_255(read_inverse_depth(plan.size))
     if plan.is_flipped:
         moved = moved[:, ::-1]
-    return np.ascontiguousarray(moved)
+    return moved.copy()  # a flipped view one pixel wide counts as contiguous, strides below zero
 
 
 def scale_to_255(inverse_depth: DepthMap) -> DepthMap:

@@ -6,7 +6,6 @@ bytes → decode → key → depth from the cache → one drawn geometric plan f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +24,8 @@ from segtrain.data.augmentations import (
     resized_shape,
 )
 from segtrain.data.coco_boxes import ImageRecord
+from segtrain.data.image_files import read_image_bytes
+from segtrain.data.segmentations import decode_segmentation
 from segtrain.errors import DatasetError, ImageSizeMismatchError, MissingDepthError
 
 
@@ -146,7 +147,12 @@ class TrainingMapper:
         if self.use_masks:
             masks = np.zeros((len(boxes), *plan.size), dtype=bool)
             for index, annotation in enumerate(record.annotations):
-                mask = decode_segmentation(annotation.segmentation, record.height, record.width)
+                try:
+                    mask = decode_segmentation(annotation.segmentation, record.height, record.width)
+                except DatasetError as error:
+                    raise DatasetError(
+                        f"annotation {annotation.annotation_id} of {record.file_name}: {error}"
+                    ) from error
                 masks[index] = transforms.apply_segmentation(mask).astype(bool)
             instances.gt_masks = BitMasks(torch.from_numpy(masks))
             instances.gt_has_mask = torch.tensor(
@@ -169,10 +175,7 @@ def read_image(record: ImageRecord) -> tuple[npt.NDArray[np.uint8], str]:
         ImageSizeMismatchError: the decoded size is not the stated one.
         DatasetError: the file is missing or is no image.
     """
-    try:
-        data = Path(record.path).read_bytes()
-    except OSError as error:
-        raise DatasetError(f"image {record.path} cannot be read: {error}") from error
+    data = read_image_bytes(record.path)
     try:
         image_rgb = decode_image(data)
     except ImageDecodeError as error:
@@ -216,21 +219,7 @@ def make_test_input(
     return {"image": to_bgr_tensor(resized), "height": height, "width": width}
 
 
-def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """COCO polygons, RLE, or None (an empty mask) as a (height, width) array of 0 and 1."""
-    from pycocotools import mask as mask_api
-
-    if segmentation is None:
-        return np.zeros((height, width), dtype=np.uint8)
-    if isinstance(segmentation, list):
-        encoded = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        encoded = mask_api.frPyObjects(segmentation, height, width)
-    else:
-        encoded = segmentation
-    return np.asarray(mask_api.decode(encoded), dtype=np.uint8)
-
-
 def to_bgr_tensor(image_rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
     """(H, W, 3) RGB → (3, H, W) BGR, contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(image_rgb[:, :, ::-1].transpose(2, 0, 1)))
+    # A copy: of an image one pixel wide, a flipped view counts as contiguous, strides below zero.
+    return torch.from_numpy(image_rgb[:, :, ::-1].transpose(2, 0, 1).copy())

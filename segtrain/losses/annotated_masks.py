@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.structures import Instances
 
-from segtrain.mask_grid.validity import sample_mask_grid
+from segtrain.losses.colour import MASK_STRIDE
 
 
 def annotated_masks(
@@ -28,7 +28,8 @@ def annotated_masks(
                 )
             own = torch.zeros(count, dtype=torch.bool)
         else:
-            sampled = sample_mask_grid(torch.as_tensor(instances.gt_masks.tensor).cpu())
+            bitmaps = torch.as_tensor(instances.gt_masks.tensor).cpu()
+            sampled = bitmaps[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
             grid[:, : sampled.shape[1], : sampled.shape[2]] = sampled
             own = (
                 instances.gt_has_mask.cpu().bool()

@@ -14,10 +14,11 @@ from segtrain.errors import TrainingConfigError
 from segtrain.run.schedule import fraction_of
 
 if TYPE_CHECKING:
-    from segtrain.data.coco_boxes import BoxDataset
+    from collections.abc import Sequence
+
     from segtrain.data.loader import DataSettings
     from segtrain.depth_source import DepthSettings
-    from segtrain.modeling.trainable import TrainableModel
+    from segtrain.modeling.condinst import CondInst
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -182,16 +183,17 @@ def require_precision(precision: str, device: torch.device) -> None:
 
 
 def require_consistent_settings(
-    model: TrainableModel, train: TrainSettings, data: DataSettings, depth: DepthSettings
+    model: CondInst, train: TrainSettings, data: DataSettings, depth: DepthSettings
 ) -> None:
     """Refuse settings of which one asks for what another leaves out, before hours are spent.
 
     Raises:
         TrainingConfigError: names both settings.
     """
-    if model.supervision.reads_masks != data.use_masks:
+    supervision = model.loss_settings.supervision
+    if (supervision == "boxes") == data.use_masks:
         raise TrainingConfigError(
-            f"model.supervision={model.supervision.name!r} with data.use_masks={data.use_masks}: "
+            f"model.supervision={supervision!r} with data.use_masks={data.use_masks}: "
             + (
                 "annotated masks would be read in vain; set data.use_masks=False, or "
                 "model.supervision=mixed to learn from them"
@@ -211,14 +213,14 @@ def require_consistent_settings(
         )
 
 
-def require_num_classes(dataset: BoxDataset, num_classes: int, source: str) -> None:
+def require_num_classes(categories: Sequence[object], num_classes: int, source: str) -> None:
     """Refuse a dataset that has another number of classes than the model.
 
     Raises:
         TrainingConfigError: the numbers differ.
     """
-    if len(dataset.categories) != num_classes:
+    if len(categories) != num_classes:
         raise TrainingConfigError(
-            f"data.num_classes={num_classes}, but {source} has {len(dataset.categories)} "
-            f"categories; set data.num_classes={len(dataset.categories)}"
+            f"data.num_classes={num_classes}, but {source} has {len(categories)} "
+            f"categories; set data.num_classes={len(categories)}"
         )

@@ -88,7 +88,7 @@ def write_cityscapes_results(
     """
     shutil.rmtree(out_dir, ignore_errors=True)
     out_dir.mkdir(parents=True)
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         by_image[result["image_id"]].append(result)
     files = []

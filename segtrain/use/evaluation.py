@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_api
 
-from segtrain.data.coco_boxes import read_coco_boxes
+from segtrain.data.box_coordinates import is_number
+from segtrain.data.coco_boxes import require_image_files
+from segtrain.data.coco_findings import require_usable
+from segtrain.data.coco_reader import CocoReading, id_text, read_coco_file
 from segtrain.data.mapper import read_image
+from segtrain.data.segmentations import encode_segmentation
+from segtrain.errors import DatasetError
 from segtrain.run.experiment import read_experiment
 from segtrain.run.train_settings import require_num_classes
 from segtrain.use.cityscapes_evaluation import measure_cityscapes_precision
-from segtrain.use.inference import instances_to_results, load_trained_model
+from segtrain.use.inference import instances_to_results, load_trained_model, numbered_categories
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +56,21 @@ def evaluate_model(
         counts.
     """
     data = read_experiment(cfg).data
-    dataset = read_coco_boxes(
+    reading = read_coco_file(
         data.test_json,
         data.test_images,
-        keep_images_without_boxes=True,
-        # COCO's test-dev lists images and categories only.
-        needs_annotations=False,
+        masks=True,
+        needs_annotations=False,  # COCO's test-dev lists images and categories only
     )
-    require_num_classes(dataset, data.num_classes, data.test_json)
-    model = load_trained_model(cfg, weights, categories=dataset.categories)
-    categories = match_categories(model.categories, dataset.categories)
+    require_usable(reading.findings, data.test_json, bad_boxes=data.bad_boxes)
+    require_image_files(reading.records, data.test_json)
+    require_num_classes(reading.categories, data.num_classes, data.test_json)
+    model = load_trained_model(cfg, weights, categories=reading.categories)
+    categories = match_categories(model.categories, reading.categories)
 
     results: list[dict[str, Any]] = []
     seconds = 0.0
-    for done, record in enumerate(dataset.records, start=1):
+    for done, record in enumerate(reading.records, start=1):
         image_rgb, _ = read_image(record)
         started = time.monotonic()
         instances = model.detect(image_rgb)
@@ -74,20 +81,20 @@ def evaluate_model(
             categories=categories,
         )
         if on_progress is not None:
-            on_progress(done, len(dataset.records))
+            on_progress(done, len(reading.records))
 
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "results.json").write_text(json.dumps(results))
     metrics: dict[str, Any] = {
-        "num_images": len(dataset.records),
+        "num_images": len(reading.records),
         "num_results": len(results),
-        "seconds_per_image": seconds / len(dataset.records),
+        "seconds_per_image": seconds / len(reading.records),
     }
-    if dataset.num_boxes:
-        metrics |= measure_average_precision(Path(data.test_json), results)
+    if any(record.annotations for record in reading.records):
+        metrics |= compare_with_truth(reading, results)
         if data.test_cityscapes_truth is not None:
             metrics["cityscapes"] = measure_cityscapes_precision(
-                dataset.records,
+                reading.records,
                 results,
                 Path(data.test_cityscapes_truth),
                 out_dir / "cityscapes",
@@ -107,16 +114,22 @@ def match_categories(
 
     Returns:
         `wanted` in the order of `known` when both name the same classes, whatever ids each file
-        uses; else as it is, class by class, which the log tells.
+        uses. As it is, class by class, which the log tells, when the weights name none.
+
+    Raises:
+        DatasetError: the weights name other classes.
     """
     by_name = {item["name"]: item for item in wanted}
-    if len(by_name) == len(wanted) and {item["name"] for item in known} == set(by_name):
-        return [by_name[item["name"]] for item in known]
-    logger.warning(
-        "the weights know the classes %s, the test file names %s; they are taken in this order",
-        ", ".join(str(item["name"]) for item in known[:10]),
-        ", ".join(str(item["name"]) for item in wanted[:10]),
-    )
+    names = [item["name"] for item in known]
+    if len(by_name) == len(wanted) and set(names) == set(by_name):
+        return [by_name[name] for name in names]
+    if names == [item["name"] for item in wanted]:  # two classes share a name
+        return wanted
+    texts = ", ".join(map(str, names[:10])), ", ".join(str(item["name"]) for item in wanted[:10])
+    message = "the weights know the classes {}, the test file names {}".format(*texts)
+    if names != [item["name"] for item in numbered_categories(len(names))]:
+        raise DatasetError(f"{message}; rename the file's categories, or name other weights")
+    logger.warning("%s; they are taken in this order", message)
     return wanted
 
 
@@ -131,24 +144,123 @@ def measure_average_precision(
 
     Returns:
         `{"bbox": {...}, "segm": {...}}` in percent.
+
+    Raises:
+        DatasetError: the file, or a mask in it, cannot be used; a result of another file.
     """
+    reading = read_coco_file(annotation_file, "", masks=True)
+    require_usable(reading.findings, annotation_file)
+    return compare_with_truth(reading, results)
+
+
+def compare_with_truth(
+    reading: CocoReading, results: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """COCO's AP, over exactly the boxes that training counts.
+
+    Boxes of both sides are clipped to their image. An object without a mask counts for boxes; for
+    masks it is a region that counts neither way, like a crowd. pycocotools gets ids of its own: to
+    it, annotation 0 means "no match", and text is no id. An `area` that is absent or impossible is
+    computed from the mask, else from the box.
+
+    Args:
+        reading: of the annotation file, with masks.
+        results: COCO result list with the file's ids.
+
+    Returns:
+        As `measure_average_precision`.
+    """
+    found = _number_results(reading, results)
+    num_masks = sum(a.segmentation is not None for r in reading.records for a in r.annotations)
+    metrics = {"bbox": _measure_kind(reading, found, "bbox")}
+    if num_masks and (not found or any("segmentation" in row for row in found)):
+        num_without = sum(len(r.annotations) for r in reading.records) - num_masks
+        if num_without:
+            logger.warning(
+                "%d objects have no mask; for mask AP their boxes count neither way", num_without
+            )
+        metrics["segm"] = _measure_kind(reading, found, "segm")
+    return metrics
+
+
+def _number_results(reading: CocoReading, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results with the evaluator's ids and clipped boxes."""
+    images = {id_text(record.image_id): i for i, record in enumerate(reading.records)}
+    categories = {id_text(item["id"]): i for i, item in enumerate(reading.categories)}
+    found = []
+    for position, result in enumerate(results):
+        image = images.get(id_text(result["image_id"]))
+        category = categories.get(id_text(result["category_id"]))
+        if image is None or category is None:
+            raise DatasetError(
+                f"results[{position}] has image {result['image_id']!r} and category "
+                f"{result['category_id']!r}, of which the annotation file lacks one"
+            )
+        record = reading.records[image]
+        row: dict[str, Any] = {
+            key: result[key] for key in ("score", "segmentation") if key in result
+        }
+        x, y, width, height = result["bbox"]
+        x1, y1 = max(x, 0.0), max(y, 0.0)
+        x2, y2 = min(x + width, record.width), min(y + height, record.height)
+        row["bbox"] = [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
+        found.append(row | {"image_id": image + 1, "category_id": category + 1})
+    return found
+
+
+def _number_truth(reading: CocoReading, kind: str) -> Any:
+    """The annotation file as pycocotools' truth, with the evaluator's ids."""
     from pycocotools.coco import COCO
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotation_file))
-    has_masks = any(item.get("segmentation") for item in truth.dataset["annotations"])
-    kinds = ["bbox", "segm"] if has_masks else ["bbox"]
-    return {kind: _measure_kind(truth, results, kind) for kind in kinds}
+    annotations: list[dict[str, Any]] = []
+    for image, record in enumerate(reading.records, start=1):
+        size = (record.height, record.width)
+        flagged = [*((a, 0) for a in record.annotations), *((a, 1) for a in record.crowds)]
+        for item, is_crowd in flagged:
+            x1, y1, x2, y2 = item.box_xyxy
+            box = [x1, y1, x2 - x1, y2 - y1]
+            entry: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": image,
+                "category_id": item.category + 1,
+                "bbox": box,
+                "iscrowd": is_crowd,
+            }
+            mask = item.segmentation and encode_segmentation(item.segmentation, *size)
+            mask_area = int(mask_api.area(mask)) if mask else 0
+            given = reading.document["annotations"][item.position].get("area")
+            is_possible = is_number(given) and 0 < given <= record.height * record.width
+            entry["area"] = given if is_possible else mask_area or box[2] * box[3]
+            if kind == "segm":
+                entry["segmentation"] = mask or mask_api.frPyObjects([box], *size)[0]
+                entry["iscrowd"] |= int(mask_area == 0)
+            annotations.append(entry)
+    truth = COCO()
+    truth.dataset = {
+        "images": [
+            {"id": i, "height": record.height, "width": record.width}
+            for i, record in enumerate(reading.records, start=1)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": c["name"]} for i, c in enumerate(reading.categories)],
+    }
+    truth.createIndex()
+    return truth
 
 
-def _measure_kind(truth: Any, results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+def _measure_kind(reading: CocoReading, results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     from pycocotools.cocoeval import COCOeval
 
-    if not results:
-        return dict.fromkeys(_NAMES, 0.0) | {"per_category": {}}
     # For masks COCO sizes objects by mask area, which loadRes takes from the box if there is one.
-    rows = [{k: v for k, v in r.items() if not (kind == "segm" and k == "bbox")} for r in results]
+    rows = [
+        {key: value for key, value in row.items() if not (kind == "segm" and key == "bbox")}
+        for row in results
+        if kind == "bbox" or "segmentation" in row
+    ]
+    if not rows:
+        return dict.fromkeys(_NAMES, 0.0) | {"per_category": {}}
     with contextlib.redirect_stdout(io.StringIO()):
+        truth = _number_truth(reading, kind)
         evaluation = COCOeval(truth, truth.loadRes(rows), kind)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import instantiate
-from pycocotools import mask as mask_api
 
 from segtrain.data.loader import InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
+from segtrain.data.segmentations import encode_mask
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import load_weights
 from segtrain.run.experiment import read_experiment
@@ -83,7 +83,11 @@ def load_trained_model(
     network.to(device=device, memory_format=torch.channels_last).eval()
     # Each mask becomes RLE as soon as it has its full size, so memory does not grow with them.
     network.encode_masks = True
-    known = extra.get("categories") or categories or default_categories(data.num_classes)
+    # Without names in the weights, COCO's 80 are known, also for a file that lists a few of them.
+    unnamed = categories or []
+    if len(unnamed) != data.num_classes:
+        unnamed = default_categories(data.num_classes)
+    known: list[dict[str, Any]] = extra.get("categories") or unnamed
     if len(known) != data.num_classes:
         raise CheckpointError(
             f"{weights} names {len(known)} classes, the config's model has {data.num_classes}; "
@@ -101,11 +105,6 @@ def load_trained_model(
     )
 
 
-def _usable_precision(precision: str, device: torch.device) -> str:
-    """What was trained in fp16 on a GPU is also used elsewhere; a CPU only emulates fp16."""
-    return "fp32" if precision == "fp16" and device.type == "cpu" else precision
-
-
 def default_categories(num_classes: int) -> list[dict[str, Any]]:
     """Classes of weights that do not name them: COCO's for 80 classes, else numbered from 1."""
     if num_classes == 80:
@@ -114,16 +113,12 @@ def default_categories(num_classes: int) -> list[dict[str, Any]]:
         return [
             {"id": item["id"], "name": item["name"]} for item in COCO_CATEGORIES if item["isthing"]
         ]
+    return numbered_categories(num_classes)
+
+
+def numbered_categories(num_classes: int) -> list[dict[str, Any]]:
+    """Classes that nobody has named."""
     return [{"id": i + 1, "name": f"class {i + 1}"} for i in range(num_classes)]
-
-
-def encode_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """A (height, width) mask as COCO RLE whose counts are text, so that JSON can hold it."""
-    encoded = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {
-        "size": [int(side) for side in encoded["size"]],
-        "counts": encoded["counts"].decode("ascii"),
-    }
 
 
 def list_segmentations(instances: Any) -> list[dict[str, Any]]:
@@ -138,7 +133,7 @@ def list_segmentations(instances: Any) -> list[dict[str, Any]]:
 def instances_to_results(
     instances: Any,
     *,
-    image_id: int,
+    image_id: int | str,
     categories: list[dict[str, Any]],
     file_name: str | None = None,
 ) -> list[dict[str, Any]]:

@@ -10,14 +10,12 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import invoke
-from pipeline.datasets.dataset_check import (
-    PROBLEM_KINDS,
-    check_dataset,
-    check_document,
-    classify_box,
-    load_coco_document,
-)
-from pipeline.errors import UsageError
+from pipeline.datasets.dataset_check import check_dataset
+from segtrain.data.box_coordinates import clip_box
+from segtrain.data.coco_document import load_coco_document
+from segtrain.data.coco_findings import FINDING_KINDS
+from segtrain.data.coco_reader import read_coco
+from segtrain.errors import DatasetError
 
 IMAGE = {"id": 1, "file_name": "a.png", "width": 40, "height": 30}
 
@@ -34,7 +32,7 @@ def _document(annotations, images=(IMAGE,), categories=({"id": 1, "name": "x"},)
 
 
 def _kinds(document):
-    kinds = collections.Counter(problem.kind for problem in check_document(document))
+    kinds = collections.Counter(problem.kind for problem in read_coco(document).findings)
     # Most of the documents below have one category, which is told each time.
     assert kinds.pop("single_category", 0) == (len(document["categories"]) == 1)
     return kinds
@@ -59,7 +57,7 @@ def _kinds(document):
     ],
 )
 def test_boxes(box, kind):
-    assert classify_box(box, IMAGE) == kind
+    assert clip_box(box, IMAGE["width"], IMAGE["height"])[1] == kind
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_files(tmp_path):
     document = _document([{"image_id": index} for index in range(len(names))], images)
     (tmp_path / "ann.json").write_text(json.dumps(document))
     report = check_dataset(tmp_path / "ann.json", tmp_path)
-    assert {(problem.kind, problem.file_name) for problem in report.problems} == {
+    assert {(problem.kind, problem.file_name) for problem in report.findings} == {
         ("single_category", None),
         ("wrong_image_size", "size.png"),
         ("unreadable_file", "cut.jpg"),
@@ -117,13 +115,13 @@ def test_files(tmp_path):
         ("missing_file", "absent.png"),
     }
     assert (report.num_refused, report.num_left_out) == (3, 0)
-    assert set(report.count_kinds()) <= set(PROBLEM_KINDS)
+    assert set(report.count_kinds()) <= set(FINDING_KINDS)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"images": []}', "\x00"])
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "ann.json").write_text(text)
-    with pytest.raises(UsageError):
+    with pytest.raises(DatasetError):
         load_coco_document(tmp_path / "ann.json")
 
 

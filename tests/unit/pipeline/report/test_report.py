@@ -12,7 +12,6 @@ import pytest
 from pipeline.report.page import (
     Panel,
     colour_depth,
-    decode_segmentation,
     draw_masks,
     nice_ceiling,
     read_curves,
@@ -20,6 +19,7 @@ from pipeline.report.page import (
     render_page,
 )
 from pipeline.report.tables import ap_rows, format_ap_table
+from segtrain.data.segmentations import decode_segmentation
 
 
 class _Links(HTMLParser):
@@ -129,7 +129,7 @@ def test_segmentation_is_read_back():
     mask = np.random.default_rng(0).random((7, 5)) > 0.5
     encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     for counts in (encoded["counts"], encoded["counts"].decode()):
-        assert (decode_segmentation({"size": [7, 5], "counts": counts}) == mask).all()
+        assert (decode_segmentation({"size": [7, 5], "counts": counts}, 7, 5) == mask).all()
 
 
 def test_ap_table_shows_numbers_as_measured():

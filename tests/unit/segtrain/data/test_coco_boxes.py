@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from segtrain.data.coco_boxes import clip_xywh_box, read_coco_boxes
+from segtrain.data.box_coordinates import clip_box
+from segtrain.data.coco_boxes import read_coco_boxes
 from segtrain.errors import DatasetError
 
 
@@ -68,7 +69,7 @@ def test_bad_boxes_are_counted_or_refused(tmp_path: Path, bbox: Any, problem: st
 
 
 def test_clipped_box_has_area() -> None:
-    assert clip_xywh_box([-5, -5, 6, 7], 40, 30) == ((0, 0, 1, 2), "")
+    assert clip_box([-5, -5, 6, 7], 40, 30) == ((0, 0, 1, 2), "box_partly_outside")
 
 
 def test_masks_are_never_read_unless_asked_for(tmp_path: Path) -> None:
@@ -79,8 +80,8 @@ def test_masks_are_never_read_unless_asked_for(tmp_path: Path) -> None:
         annotation["area"] = "broken"
     path = _write(tmp_path, corrupted)
     assert read_coco_boxes(path, tmp_path) == plain
-    kept = read_coco_boxes(path, tmp_path, keep_masks=True)
-    assert all(a.segmentation for r in kept.records for a in r.annotations)
+    with pytest.raises(DatasetError, match=r"annotation 1.*mask has another size.*'nonsense'"):
+        read_coco_boxes(path, tmp_path, keep_masks=True)
 
 
 def test_crowds_are_left_out(tmp_path: Path) -> None:
