@@ -21,12 +21,13 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from pipeline.resources import demo_dpt_path
 from pipeline.synth import Scene, render_scene
-from segtrain.losses.colour import color_similarity, downsample_to_mask_grid
+from segtrain.losses.colour import color_similarity
 from segtrain.mask_grid.neighbours import (
     HALF_DIRECTIONS,
     neighbour_similarity,
     pair_slices,
 )
+from segtrain.mask_grid.validity import downsample_to_mask_grid
 
 SEED = 900003  # neither the demo's scenes nor the depth model's
 SCENE_SIZE = 256

@@ -238,11 +238,7 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     """A whole training step: losses, gradients, SGD."""
     import torch
 
-    from segtrain.distillation.teaching import (
-        DistillationSettings,
-        make_teacher,
-        update_teacher,
-    )
+    from segtrain.distillation.teacher import DistillationSettings
     from segtrain.run.determinism import deterministic_algorithms
 
     program = options[0]
@@ -258,8 +254,7 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
     if "teacher" in options:
         with torch.no_grad():  # boxes of six strides, as of a trained model, rather than of a pixel
             model.proposal_generator.fcos_head.bbox_pred.bias.fill_(3.0)
-        teacher = make_teacher(model)
-        model.attach_teacher(teacher)
+        teacher = model.distillation.make_teacher(model)
         larger = make_batch(short_side * 800 // FULL)
         for entry, view in zip(batch, larger, strict=True):
             entry["teacher_image"] = view["image"]
@@ -273,12 +268,12 @@ def build_step(short_side: int, options: list[str]) -> Callable[[], None]:
         # As the trainer computes, whose gradients are summed in a fixed order.
         with deterministic_algorithms(torch.device("cpu"), enabled=program == "ours"):
             with autocast:
-                losses = model(batch)
+                losses = model(batch) if teacher is None else model(batch, teacher)
             sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if teacher is not None:
-            update_teacher(teacher, model)
+            teacher.update(model, 0.999)
 
     return run
 

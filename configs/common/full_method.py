@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.distillation.teaching import DistillationSettings
+from segtrain.distillation.teacher import DistillationSettings
 
 from .boxinst import model
 
@@ -12,7 +12,6 @@ model.depth_layer = True
 model.consistency = True
 model.distillation = LazyCall(DistillationSettings)(
     loss_weight=4.0,
-    momentum="${train.teacher_momentum}",
     depth_matching=True,
     box_affinity="iou",
     alpha=0.8,

@@ -1,16 +1,11 @@
-"""Self-distillation: an averaged teacher, its masks on the student's grid, the loss they give.
+"""How an averaged teacher follows the student, and what its masks teach.
 
-Which mask teaches which box is decided in `teacher_matching`.
-
-Shape legend: I student masks, G boxes of an image, J teacher predictions, H×W the mask grid.
+Shape legend: I student masks, G boxes of the batch, J teacher predictions, H×W the mask grid.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -19,75 +14,7 @@ from torch.nn import functional as F
 from segtrain.losses.projection import dice_distance
 from segtrain.mask_grid.bitmasks import draw_extents
 from segtrain.mask_grid.upsampling import aligned_bilinear_matrix
-from segtrain.precision import multiplies_bfloat16
 from segtrain.process_group import joint_normaliser
-
-
-@dataclass(kw_only=True)
-class DistillationSettings:
-    """How teacher masks are matched to boxes. Source: arXiv 2403.01214, Eq. 7 to 11.
-
-    Attributes:
-        loss_weight: λ_dice of the reliable dice loss.
-        momentum: of the teacher's moving average.
-        depth_matching: whether the depth matching score takes part.
-        box_affinity: "iou", or "giou".
-        alpha: weight of the box affinity.
-        beta: weight of the depth matching score at the first iteration.
-        beta_decays: β(t) = beta · (1 − t / total_iterations); constant otherwise.
-        total_iterations: T, iterations of the schedule.
-        score_threshold: least matching score of a mask that teaches.
-        teacher_precision: "bf16" computes the teacher in bfloat16, "student" as precisely as the
-            student; "auto" is "bf16" on CPUs that have instructions for it, else "student".
-    """
-
-    loss_weight: float = 4.0
-    momentum: float = 0.999
-    depth_matching: bool = True
-    box_affinity: Literal["iou", "giou"] = "iou"
-    alpha: float = 0.8
-    beta: float = 0.2
-    beta_decays: bool = True
-    total_iterations: int = 90_000
-    score_threshold: float = 0.8
-    teacher_precision: Literal["auto", "student", "bf16"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.teacher_precision not in {"auto", "student", "bf16"}:
-            raise ValueError(
-                'teacher_precision must be "auto", "student" or "bf16", got '
-                f"{self.teacher_precision!r}"
-            )
-        if not 0 <= self.alpha <= 1 or not 0 <= self.beta <= 1 or self.alpha + self.beta > 1 + 1e-9:
-            raise ValueError(
-                f"alpha ({self.alpha}) and beta ({self.beta}) must be at least 0 with a sum of at "
-                "most 1; lower one of them"
-            )
-        if self.total_iterations < 1:
-            raise ValueError(f"total_iterations must be at least 1, got {self.total_iterations}")
-
-    def teaches_in_bfloat16(self, device: torch.device) -> bool:
-        """Whether the teacher computes in bfloat16, whatever the student does."""
-        if self.teacher_precision == "auto":
-            return multiplies_bfloat16(device)
-        return self.teacher_precision == "bf16"
-
-    def beta_at(self, iteration: int) -> float:
-        """β(t), 0 without depth matching."""
-        if not self.depth_matching:
-            return 0.0
-        if not self.beta_decays:
-            return self.beta
-        return self.beta * max(1.0 - iteration / self.total_iterations, 0.0)
-
-
-def make_teacher(student: nn.Module) -> nn.Module:
-    """A frozen copy of the student, in evaluation mode."""
-    teacher = copy.deepcopy(student)
-    teacher.eval()
-    for parameter in teacher.parameters():
-        parameter.requires_grad_(False)
-    return teacher
 
 
 @torch.no_grad()
@@ -190,3 +117,9 @@ def reliable_dice_loss(
     inside = draw_extents(extents_G4[boxes], tuple(mask_logits_IHW.shape[1:]))
     target = pseudo_masks_GHW[boxes] * inside
     return dice_distance(mask_logits_IHW[chosen].sigmoid(), target).sum() / normaliser
+
+
+def has_mask_in_box(masks_GHW: torch.Tensor, extents_G4: torch.Tensor) -> torch.Tensor:
+    """Whether a soft mask is above 1/2 anywhere in its box, bool (G,)."""
+    inside_GHW = draw_extents(extents_G4, tuple(masks_GHW.shape[1:]))
+    return ((masks_GHW > 0.5) & inside_GHW).flatten(1).any(1)

@@ -21,7 +21,7 @@ from torchvision.ops import nms
 
 from segtrain.mask_grid.upsampling import aligned_bilinear
 from segtrain.modeling.condinst import LEVELS, CondInst
-from segtrain.modeling.dynamic_mask_head import HIDDEN
+from segtrain.modeling.dynamic_mask_head import HIDDEN, guide_by_depth
 from segtrain.modeling.fcos_targets import STRIDES, level_locations
 
 OUTPUT_NAMES = ("boxes", "scores", "classes", "mask_logits")
@@ -131,10 +131,10 @@ class ExportableCondInst(nn.Module):
         out = (w2.reshape(-1, outputs, HIDDEN) @ x + b2[:, :, None]).reshape(
             -1, outputs, height, width
         )
-        if self.model.depth_form == "multiply":
-            out = out[:, 1:] * out[:, :1].sigmoid()
-        elif self.model.depth_form == "add":
-            out = out[:, 1:] + out[:, :1]
+        if self.model.depth_form is not None:
+            depth_logit = out[:, :1]
+            depth = depth_logit.sigmoid()
+            out = guide_by_depth(out[:, 1:], depth_logit, depth, self.model.depth_form)
         return aligned_bilinear(out, 2)[:, 0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -119,18 +120,21 @@ def convert_adelaidet(source: str | Path, target: str | Path) -> dict[str, torch
 
 
 def add_depth_layer(
-    state: Mapping[str, torch.Tensor], depth_form: DepthForm = "multiply"
+    state: Mapping[str, torch.Tensor],
+    depth_form: DepthForm = "multiply",
+    depth_bias: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     """Give a controller without depth the nine parameters of a depth layer, keeping its masks.
 
-    The controller's new rows are zero, so depth starts at sigmoid(0) = 1/2 everywhere, in the
-    middle of its range where its gradient is largest. In the "multiply" form the rows of the mask
-    layer are doubled, so that (2 m) · 1/2 = m exactly; in the "add" form m + 0 = m as it is.
+    The controller's new rows are zero but for the depth layer's bias, so depth starts at
+    sigmoid(bias) everywhere: by default at 1/2, in the middle of its range where its gradient is
+    largest. In the "multiply" form the rows of the mask layer are divided by it, so that
+    (2 m) · 1/2 = m exactly; in the "add" form the mask's bias gives what depth adds.
     """
     result = dict(state)
     channels = state["mask_branch.tower.4.weight"].shape[0]
     before_last = HIDDEN * (channels + 2) + HIDDEN * HIDDEN
-    factor = 2.0 if depth_form == "multiply" else 1.0
+    factor = 1.0 + math.exp(-depth_bias) if depth_form == "multiply" else 1.0
     for name in ("controller.weight", "controller.bias"):
         rows = state[name]
         if rows.shape[0] != num_mask_parameters(channels, depth_layer=False):
@@ -138,14 +142,15 @@ def add_depth_layer(
         first, mask_weight, biases, mask_bias = rows.split(
             (before_last, HIDDEN, 2 * HIDDEN, 1), dim=0
         )
+        start = depth_bias if name == "controller.bias" else 0.0
         result[name] = torch.cat(
             (
                 first,
                 torch.zeros_like(mask_weight),
                 mask_weight * factor,
                 biases,
-                torch.zeros_like(mask_bias),
-                mask_bias * factor,
+                torch.full_like(mask_bias, start),
+                mask_bias * factor - (start if depth_form == "add" else 0.0),
             )
         )
     return result
@@ -164,7 +169,7 @@ def match_depth_layer(
         and last is not None
         and controller.shape[0] == num_mask_parameters(last.shape[0], depth_layer=False)
     ):
-        return add_depth_layer(state, model.depth_form)
+        return add_depth_layer(state, model.depth_form, model.mask_settings.depth_bias)
     return dict(state)
 
 

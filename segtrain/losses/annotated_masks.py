@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.structures import Instances
 
-from segtrain.losses.colour import MASK_STRIDE
+from segtrain.mask_grid.validity import sample_mask_grid
 
 
 def annotated_masks(
@@ -28,8 +28,7 @@ def annotated_masks(
                 )
             own = torch.zeros(count, dtype=torch.bool)
         else:
-            bitmaps = torch.as_tensor(instances.gt_masks.tensor).cpu()
-            sampled = bitmaps[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
+            sampled = sample_mask_grid(torch.as_tensor(instances.gt_masks.tensor).cpu())
             grid[:, : sampled.shape[1], : sampled.shape[2]] = sampled
             own = (
                 instances.gt_has_mask.cpu().bool()

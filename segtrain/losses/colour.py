@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from segtrain.mask_grid.neighbours import neighbour_similarity
+from segtrain.mask_grid.validity import downsample_to_mask_grid, image_validity, sample_mask_grid
 
-MASK_STRIDE = 4
 # sRGB primaries under D65, and the D65 white point of the 2° observer.
 _XYZ_FROM_RGB = (
     (0.412453, 0.357580, 0.180423),
@@ -38,38 +37,6 @@ def rgb_to_lab(rgb_255: torch.Tensor) -> torch.Tensor:
     return torch.stack((116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)), dim=-3).float()
 
 
-def image_validity(
-    image_size: tuple[int, int],
-    original_height: int,
-    padded_size: tuple[int, int],
-    bottom_pixels_removed: int = 10,
-    device: torch.device | None = None,
-) -> torch.Tensor:
-    """Mark the real image inside its padding, without its lowest rows.
-
-    Many COCO photos carry a border there; `bottom_pixels_removed` counts pixels of the original.
-
-    Returns:
-        (padded height, padded width) float, 0 or 1.
-    """
-    height, width = image_size
-    mask = torch.zeros(padded_size, device=device)
-    removed = int(bottom_pixels_removed * height / original_height)
-    mask[: max(height - removed, 0), :width] = 1.0
-    return mask
-
-
-def downsample_to_mask_grid(image_CHW: torch.Tensor, padded_size: tuple[int, int]) -> torch.Tensor:
-    """Mean of every 4×4 block of an image or depth map, zero-padded at the right and bottom.
-
-    Returns:
-        (C, padded height / 4, padded width / 4) float, in the units of the input.
-    """
-    height, width = image_CHW.shape[-2:]
-    padded = F.pad(image_CHW.float(), (0, padded_size[1] - width, 0, padded_size[0] - height))
-    return F.avg_pool2d(padded[None], MASK_STRIDE)[0]
-
-
 def color_similarity(
     images_bgr: Sequence[torch.Tensor],
     original_heights: Sequence[int],
@@ -96,8 +63,14 @@ def color_similarity(
         lab.append(rgb_to_lab(rgb))
         height, width = image.shape[-2:]
         masks.append(
-            image_validity(
-                (height, width), original_height, padded_size, bottom_pixels_removed, image.device
-            )[MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
+            sample_mask_grid(
+                image_validity(
+                    (height, width),
+                    original_height,
+                    padded_size,
+                    bottom_pixels_removed,
+                    image.device,
+                )
+            )
         )
     return neighbour_similarity(torch.stack(lab), torch.stack(masks))

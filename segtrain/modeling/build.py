@@ -2,84 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import dataclasses
+import inspect
+from typing import Any
 
 from torch import nn
 
-from segtrain.distillation.teaching import DistillationSettings
-from segtrain.losses.detector import Quality
+from segtrain.losses.mask_supervision import LossSettings, MaskSupervision
+from segtrain.losses.supervision import Distillation, Supervision
 from segtrain.modeling.condinst import CondInst
-from segtrain.modeling.condinst_settings import LossSettings, MaskSettings
-from segtrain.modeling.dynamic_mask_head import DepthForm
+from segtrain.modeling.dynamic_mask_head import MaskSettings
 from segtrain.modeling.fcos import FCOSSettings
+
+_SETTINGS: tuple[Any, ...] = (FCOSSettings, MaskSettings, LossSettings)
 
 
 def build_condinst(
     *,
     backbone: nn.Module,
     num_classes: int,
-    mask_channels: int = 16,
-    depth_layer: bool = False,
-    depth_form: DepthForm = "multiply",
-    quality: Quality = "centerness",
-    centre_on_bitmask: bool = True,
-    tower_depth: int = 4,
-    supervision: Literal["boxes", "masks", "mixed"] = "boxes",
-    color: bool = True,
-    color_threshold: float = 0.3,
-    depth_weight: float = 1.0,
-    depth_warmup: bool = False,
-    consistency: bool = False,
-    depth_threshold: float = 0.5,
-    consistency_inside_box_only: bool = True,
-    warmup_iterations: int = 10_000,
-    masks_per_image: int = 64,
-    norm: str = "BN",
-    distillation: DistillationSettings | None = None,
-    pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
-    pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
-    feature_channels: int = 256,
-    score_threshold: float = 0.05,
-    num_detections: int = 100,
-    encode_masks: bool = False,
+    supervision: str | Supervision = "boxes",
+    distillation: Distillation | None = None,
+    **settings: Any,
 ) -> CondInst:
-    """Build CondInst; the arguments are the attributes of the settings classes.
+    """Build CondInst; BoxInst is the default.
 
-    BoxInst is the default; the full method is depth_layer=True, consistency=True and distillation
-    settings. See `FCOSSettings`, `MaskSettings`, `LossSettings` and `DistillationSettings`.
+    The full method is depth_layer=True, consistency=True and distillation settings.
+
+    Args:
+        backbone: maps an image batch to a dict with p3 to p7.
+        num_classes: without background.
+        supervision: "boxes", "masks" or "mixed" of `LossSettings`, or an object that supervises.
+        distillation: what makes a teacher; None without.
+        **settings: fields of `FCOSSettings`, `MaskSettings` and, unless `supervision` is an object,
+            `LossSettings`; further arguments of `CondInst`.
+
+    Raises:
+        TypeError: an argument that nothing reads.
+        ValueError: arguments that contradict each other.
     """
+    fcos, mask, losses = (
+        {f.name: settings.pop(f.name) for f in dataclasses.fields(kind) if f.name in settings}
+        for kind in _SETTINGS
+    )
+    if not isinstance(supervision, Supervision):
+        supervision = MaskSupervision(LossSettings(supervision=supervision, **losses))  # type: ignore[arg-type]
+    elif losses:
+        raise ValueError(
+            f"{', '.join(losses)}: nothing reads them with supervision={supervision.name}, which "
+            "has settings of its own; leave them out"
+        )
+    if supervision.name == "masks" and distillation is not None:
+        raise ValueError("supervision='masks' needs no teacher; set distillation to None")
     return CondInst(
         backbone=backbone,
         num_classes=num_classes,
-        fcos=FCOSSettings(
-            quality=quality,
-            centre_on_bitmask=centre_on_bitmask,
-            tower_depth=tower_depth,
-            score_threshold=score_threshold,
-            num_detections=num_detections,
-        ),
-        mask=MaskSettings(
-            channels=mask_channels,
-            depth_layer=depth_layer,
-            depth_form=depth_form,
-            masks_per_image=masks_per_image,
-            norm=norm,
-        ),
-        losses=LossSettings(
-            supervision=supervision,
-            color=color,
-            color_threshold=color_threshold,
-            depth_weight=depth_weight,
-            depth_warmup=depth_warmup,
-            consistency=consistency,
-            depth_threshold=depth_threshold,
-            consistency_inside_box_only=consistency_inside_box_only,
-            warmup_iterations=warmup_iterations,
-        ),
+        fcos=FCOSSettings(**fcos),
+        mask=MaskSettings(**mask),
+        supervision=supervision,
         distillation=distillation,
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        feature_channels=feature_channels,
-        encode_masks=encode_masks,
+        **settings,
     )
+
+
+def _flat_signature() -> inspect.Signature:
+    """What `build_condinst` takes, spelled out for `--set` and for readers of `help`."""
+    taken: dict[str, inspect.Parameter] = {}
+    for source in (build_condinst, *_SETTINGS, CondInst):
+        for name, parameter in inspect.signature(source).parameters.items():
+            if name not in ("settings", "fcos", "mask"):
+                taken.setdefault(name, parameter)
+    return inspect.Signature(list(taken.values()), return_annotation=CondInst)
+
+
+build_condinst.__signature__ = _flat_signature()  # type: ignore[attr-defined]

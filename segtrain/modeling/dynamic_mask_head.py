@@ -5,6 +5,7 @@ Shape legend: I instances, B images, C mask-branch channels, P parameters, H×W 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,7 +15,34 @@ from segtrain.mask_grid.upsampling import aligned_bilinear
 HIDDEN = 8
 FEATURE_STRIDE = 8
 SIZES_OF_INTEREST = (64, 128, 256, 512, 1024)
-DepthForm = Literal["multiply", "add"]
+DepthForm = Literal["multiply", "add", "off"]
+
+
+@dataclass(kw_only=True)
+class MaskSettings:
+    """The mask head's switches.
+
+    Attributes:
+        mask_channels: of the mask branch; 16 for BoxInst, 8 for CondInst.
+        depth_layer: whether the head predicts depth too.
+        depth_form: how depth guides the mask; Eq. 1 of arXiv 2403.01214 multiplies, "off" predicts
+            depth beside masks that do not see it.
+        depth_bias: the depth layer's bias at the start; 3 opens the gate to 0.95.
+        masks_per_image: most positive locations of an image that are trained on masks; each box
+            keeps its best ones.
+        norm: of the mask branch, a name of detectron2's `get_norm`.
+    """
+
+    mask_channels: int = 16
+    depth_layer: bool = False
+    depth_form: DepthForm = "multiply"
+    depth_bias: float = 0.0
+    masks_per_image: int = 64
+    norm: str = "BN"
+
+    def __post_init__(self) -> None:
+        if self.depth_form not in ("multiply", "add", "off"):
+            raise ValueError(f"depth_form must be multiply, add or off, got {self.depth_form!r}")
 
 
 def num_mask_parameters(mask_channels: int, *, depth_layer: bool) -> int:
@@ -37,8 +65,8 @@ def run_dynamic_head(
 
     h = two 1×1 convolutions with ReLU over [relative x, relative y, features]. Without depth the
     logit is w_m·h + b_m. With "multiply" depth = sigmoid(w_d·h + b_d) and the logit is
-    (w_m·h + b_m) · depth; with "add" it is (w_m·h + b_m) + (w_d·h + b_d). Sources: CondInst, arXiv
-    2003.05664; Eq. 1 of arXiv 2403.01214.
+    (w_m·h + b_m) · depth; with "add" it is (w_m·h + b_m) + (w_d·h + b_d); with "off" it is what it
+    is without depth. Sources: CondInst, arXiv 2003.05664; Eq. 1 of arXiv 2403.01214.
 
     Relative coordinates are linear in the pixel position, so they enter the first layer as three
     extra channels of the image (x, y, 1) and the instances of an image share one matrix product;
@@ -93,9 +121,18 @@ def run_dynamic_head(
     if depth_form is None:
         return aligned_bilinear(out, 2)[:, 0], None
     depth = out[:, :1].sigmoid()
-    logits = out[:, 1:] * depth if depth_form == "multiply" else out[:, 1:] + out[:, :1]
+    logits = guide_by_depth(out[:, 1:], out[:, :1], depth, depth_form)
     # Two calls: the gradients of masks and depth then need no joint copy.
     return aligned_bilinear(logits, 2)[:, 0], aligned_bilinear(depth, 2)[:, 0]
+
+
+def guide_by_depth(
+    mask: torch.Tensor, depth_logit: torch.Tensor, depth: torch.Tensor, depth_form: DepthForm
+) -> torch.Tensor:
+    """Mask logits under the guidance of depth, before up-sampling."""
+    if depth_form == "multiply":
+        return mask * depth
+    return mask + depth_logit if depth_form == "add" else mask
 
 
 def _first_layer(

@@ -9,9 +9,15 @@ from detectron2.config import get_cfg
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.events import EventStorage
 
+from segtrain.losses.supervision import Supervision
+
 
 class MaskRCNN(GeneralizedRCNN):
-    """Mask R-CNN with the two hooks that the engine calls; it has no warm-ups or statistics."""
+    """Mask R-CNN with what the engine asks of a model; nothing of it follows the iteration."""
+
+    needs_depth = False
+    distillation = None
+    supervision = Supervision(name="Mask R-CNN", reads_masks=True)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, detections otherwise, as GeneralizedRCNN gives them."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from segtrain.data.loader import DataSettings
     from segtrain.depth_source import DepthSettings
-    from segtrain.modeling.condinst import CondInst
+    from segtrain.modeling.trainable import TrainableModel
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -183,17 +183,16 @@ def require_precision(precision: str, device: torch.device) -> None:
 
 
 def require_consistent_settings(
-    model: CondInst, train: TrainSettings, data: DataSettings, depth: DepthSettings
+    model: TrainableModel, train: TrainSettings, data: DataSettings, depth: DepthSettings
 ) -> None:
     """Refuse settings of which one asks for what another leaves out, before hours are spent.
 
     Raises:
         TrainingConfigError: names both settings.
     """
-    supervision = model.loss_settings.supervision
-    if (supervision == "boxes") == data.use_masks:
+    if model.supervision.reads_masks != data.use_masks:
         raise TrainingConfigError(
-            f"model.supervision={supervision!r} with data.use_masks={data.use_masks}: "
+            f"model.supervision={model.supervision.name!r} with data.use_masks={data.use_masks}: "
             + (
                 "annotated masks would be read in vain; set data.use_masks=False, or "
                 "model.supervision=mixed to learn from them"

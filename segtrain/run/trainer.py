@@ -30,14 +30,13 @@ from segtrain.data.loader import iterate_batches
 from segtrain.data.mapper import TeacherView, TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler
 from segtrain.depth_source import describe_fill_command, open_depth
-from segtrain.distillation.teaching import make_teacher, update_teacher
 from segtrain.errors import (
     CheckpointError,
     NonFiniteLossError,
     SegtrainError,
     TrainingConfigError,
 )
-from segtrain.modeling.condinst import CondInst
+from segtrain.losses.supervision import MaskTeacher
 from segtrain.process_group import average_batch_statistics
 from segtrain.run.checkpoints import (
     capture_random_state,
@@ -237,10 +236,9 @@ class Trainer:
             self.experiment, None if self.depth is None else self.depth.fingerprint
         )
         self.model: Any = instantiate(self.experiment.model)
-        if isinstance(self.model, CondInst):
-            require_consistent_settings(
-                self.model, self.settings, self.data_settings, self.depth_settings
-            )
+        require_consistent_settings(
+            self.model, self.settings, self.data_settings, self.depth_settings
+        )
         if self.settings.init_checkpoint:
             initialise_weights(self.model, self.settings.init_checkpoint)
         self.model.to(self.device)
@@ -251,7 +249,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.settings.precision == "fp16"
         )
-        self.teacher: Any = None
+        self.teacher: MaskTeacher | None = None
         self.window = MetricsWindow()
         self.iteration = 0
         self.step_images: list[str] = []
@@ -334,7 +332,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         average_batch_statistics(self.model)
         if self.teacher is not None:
-            update_teacher(self.teacher, self.model, self.settings.teacher_momentum)
+            self.teacher.update(self.model, self.settings.teacher_momentum)
         self.iteration += 1
         metrics["learning_rate"] = self.learning_rate * factor
         metrics["seconds"] = time.monotonic() - started
@@ -359,7 +357,7 @@ class Trainer:
             is_last = part == num_parts - 1
             with contextlib.nullcontext() if is_last else self._without_gradient_exchange():
                 with autocast_to(self.settings.precision, self.device):
-                    losses: dict[str, torch.Tensor] = self.forward(batch)
+                    losses = self._compute_losses(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
                 self._require_finite(total, losses)
                 self.scaler.scale(total / num_parts).backward()
@@ -369,6 +367,12 @@ class Trainer:
             for name, value in values.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value) / num_parts
         return metrics, data_seconds
+
+    def _compute_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        # A model that makes no teacher is not asked to take one.
+        arguments = {} if self.teacher is None else {"teacher": self.teacher}
+        losses: dict[str, torch.Tensor] = self.forward(batch, **arguments)
+        return losses
 
     def _require_finite(self, total: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
         is_finite = torch.isfinite(total.detach()).float()
@@ -426,17 +430,10 @@ class Trainer:
         start = distillation_start(self.settings)
         if start is None or self.teacher is not None or self.iteration < start:
             return
-        self.teacher = make_teacher(self.model)
-        self.model.attach_teacher(self.teacher)
+        self.teacher = self.model.distillation.make_teacher(self.model)
         logger.info(
-            "iteration %d: the teacher starts as a copy of the student%s",
-            self.iteration,
-            " and computes in bfloat16" if self._teaches_in_bfloat16() else "",
+            "iteration %d: %s starts as a copy of the student", self.iteration, self.teacher
         )
-
-    def _teaches_in_bfloat16(self) -> bool:
-        distillation = getattr(self.model, "distillation", None)
-        return distillation is not None and distillation.teaches_in_bfloat16(self.device)
 
     def _read_dataset(self) -> BoxDataset:
         data = self.data_settings
@@ -520,9 +517,9 @@ class Trainer:
             raise CheckpointError(f"{path} cannot be continued: {describe_refusal(changes)}")
         self.model.load_state_dict(state["model"])
         if state["teacher"] is not None:
-            self.teacher = make_teacher(self.model)
-            self.teacher.load_state_dict(state["teacher"])
-            self.model.attach_teacher(self.teacher)
+            teacher: MaskTeacher = self.model.distillation.make_teacher(self.model)
+            teacher.load_state_dict(state["teacher"])
+            self.teacher = teacher
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.window = MetricsWindow(**state["metrics_window"])

@@ -10,12 +10,7 @@ import pytest
 import torch
 
 from segtrain.distillation.teaching import reliable_dice_loss
-from segtrain.losses.colour import (
-    color_similarity,
-    downsample_to_mask_grid,
-    image_validity,
-    rgb_to_lab,
-)
+from segtrain.losses.colour import color_similarity, rgb_to_lab
 from segtrain.losses.depth import depth_loss
 from segtrain.losses.detector import fcos_losses, offset_ious
 from segtrain.losses.pairwise import (
@@ -27,6 +22,7 @@ from segtrain.losses.projection import projection_distances, projection_loss
 from segtrain.mask_grid.bitmasks import draw_extents, filled_pixels, mask_grid_extents
 from segtrain.mask_grid.neighbours import neighbour_similarity
 from segtrain.mask_grid.upsampling import aligned_bilinear
+from segtrain.mask_grid.validity import downsample_to_mask_grid, image_validity
 from segtrain.modeling.dynamic_mask_head import (
     SIZES_OF_INTEREST,
     num_mask_parameters,

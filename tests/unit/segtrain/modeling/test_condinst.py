@@ -9,8 +9,9 @@ import pytest
 import torch
 from detectron2.structures import BitMasks
 
-from segtrain.distillation.teaching import DistillationSettings, update_teacher
-from segtrain.modeling import condinst
+from segtrain.distillation import teacher as teacher_module
+from segtrain.distillation.teacher import DistillationSettings, Teacher
+from segtrain.distillation.teaching import update_teacher
 from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.fcos import Detections
 
@@ -57,9 +58,8 @@ def test_teacher_teaches_and_stays_out_of_the_state_dict(
     teacher = make_model(consistency=True, distillation=settings)
     teacher.fcos_settings.score_threshold = 0.0
     keys = set(student.state_dict())
-    student.attach_teacher(teacher)
+    losses = student(make_batch(), Teacher(teacher, settings))
     assert set(student.state_dict()) == keys
-    losses = student(make_batch())
     assert losses["loss_dice"].item() > 0
     assert student.pop_metrics()["num_reliable_masks"] >= 1
     assert student.pop_metrics() == {}
@@ -77,9 +77,8 @@ def test_a_teacher_in_bfloat16_teaches_nearly_the_same(
         student = make_model(consistency=True, distillation=settings).train()
         teacher = make_model(consistency=True, distillation=settings)
         teacher.fcos_settings.score_threshold = 0.0
-        student.attach_teacher(teacher)
         with torch.autocast("cpu", dtype=student_dtype, enabled=student_dtype is not None):
-            losses[precision] = student(make_batch())
+            losses[precision] = student(make_batch(), Teacher(teacher, settings))
     difference = (losses["bf16"]["loss_dice"] - losses["student"]["loss_dice"]).abs().item()
     if student_dtype is None:
         assert 0 < difference < 0.05 * losses["student"]["loss_dice"].item()
@@ -151,7 +150,6 @@ def test_masks_that_are_not_drawn_teach_nothing(
     student = make_model(consistency=True, distillation=settings).train()
     teacher = make_model(consistency=True, distillation=settings)
     teacher.fcos_settings.score_threshold = 0.0
-    student.attach_teacher(teacher)
     student.set_iteration(89_000)  # β is small: untrained boxes hardly differ in affinity
     drawn = []
     predict = teacher.predict_soft_masks
@@ -163,13 +161,13 @@ def test_masks_that_are_not_drawn_teach_nothing(
 
     monkeypatch.setattr(teacher, "predict_soft_masks", count_masks)
     batch = make_batch()
-    losses = student(batch)
+    losses = student(batch, Teacher(teacher, settings))
     monkeypatch.setattr(
-        condinst,
+        teacher_module,
         "possible_matches",
         lambda *known, **_: torch.ones_like(known[3], dtype=torch.bool),
     )
-    all_drawn = student(batch)
+    all_drawn = student(batch, Teacher(teacher, settings))
     assert drawn[0] < drawn[1]
     assert all_drawn["loss_dice"].item() > 0
     torch.testing.assert_close(losses["loss_dice"], all_drawn["loss_dice"], rtol=1e-5, atol=0)

@@ -64,7 +64,7 @@ def test_config_builds_its_model(name: str) -> None:
     assert model.num_classes == data.num_classes
     assert model.needs_depth == depth.enabled
     assert (model.distillation is not None) == (distillation_start(train) is not None)
-    assert (model.loss_settings.supervision == "masks") == data.use_masks
+    assert model.supervision.reads_masks == data.use_masks
     if model.distillation is not None:
         assert model.distillation.total_iterations == train.max_iter
 

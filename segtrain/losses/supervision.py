@@ -1,0 +1,197 @@
+"""What a step shows to whatever supervises its masks, and what the network asks of those.
+
+A supervision or a teacher is an ordinary object that a config names with `L(Class)(...)`. It sees a
+`MaskBatch` and returns weighted losses by name; nothing else has to know it.
+
+Shape legend: B images, G boxes of the batch, I mask instances, H×W the mask grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from segtrain.losses.consistency import DepthLinks
+from segtrain.mask_grid.bitmasks import filled_pixels, mask_grid_extents
+from segtrain.mask_grid.validity import (
+    MASK_STRIDE,
+    downsample_to_mask_grid,
+    image_validity,
+    sample_mask_grid,
+)
+
+Entries = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchBoxes:
+    """The boxes of a batch; tensors over G are concatenated over its images."""
+
+    boxes: list[torch.Tensor]  # (g, 4) x1, y1, x2, y2 in pixels of each image
+    classes: list[torch.Tensor]  # (g,) of each image
+    extents: torch.Tensor  # (G, 4) filled cells on the mask grid
+    image_indices: torch.Tensor  # (G,)
+
+    @classmethod
+    def of(cls, entries: Entries, padded_size: tuple[int, int], device: torch.device) -> BatchBoxes:
+        """The boxes of the entries' `instances`."""
+        instances = [entry["instances"].to(device) for entry in entries]
+        boxes = [image.gt_boxes.tensor.float() for image in instances]
+        counts = torch.tensor([len(image) for image in instances])
+        return cls(
+            boxes=boxes,
+            classes=[image.gt_classes for image in instances],
+            extents=mask_grid_extents(filled_pixels(torch.cat(boxes), padded_size), MASK_STRIDE),
+            image_indices=torch.arange(len(instances)).repeat_interleave(counts).to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskBatch:
+    """The masks of a training step and what is known about them.
+
+    Attributes:
+        entries: the images as the data loader gives them.
+        padded_size: height and width of the padded batch in pixels.
+        truth: boxes of the batch.
+        box_indices: (I,) box of each mask, into the boxes of the batch.
+        mask_logits: (I, H, W) log-odds.
+        depth: (I, H, W) predicted inverse depth in [0, 1]; None without a depth layer.
+        mask_features: (B, C, H / 2, W / 2) of the mask branch.
+        links: which neighbours depth links.
+        iteration: 0-based.
+        metrics: statistics that the step logs; whoever looks at the masks may add some.
+    """
+
+    entries: Entries
+    padded_size: tuple[int, int]
+    truth: BatchBoxes
+    box_indices: torch.Tensor
+    mask_logits: torch.Tensor
+    depth: torch.Tensor | None = None
+    mask_features: torch.Tensor | None = None
+    links: DepthLinks = field(default_factory=DepthLinks)
+    iteration: int = 0
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def select(self, indices: torch.Tensor) -> MaskBatch:
+        """Some of the masks."""
+        return replace(
+            self,
+            box_indices=self.box_indices[indices],
+            mask_logits=self.mask_logits[indices],
+            depth=None if self.depth is None else self.depth[indices],
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the masks are."""
+        return self.mask_logits.device
+
+    @cached_property
+    def image_indices(self) -> torch.Tensor:
+        """Image of each mask, (I,)."""
+        return self.truth.image_indices[self.box_indices]
+
+    @cached_property
+    def extents(self) -> torch.Tensor:
+        """Filled cells of each mask's box, (I, 4)."""
+        return self.truth.extents[self.box_indices]
+
+    @cached_property
+    def whole_extents(self) -> torch.Tensor:
+        """The whole map as extents, for each mask, (I, 4)."""
+        height, width = self.mask_logits.shape[1:]
+        whole = torch.tensor([0, height, 0, width], device=self.device)
+        return whole.expand(len(self.mask_logits), 4)
+
+    @cached_property
+    def inverse_depth_255(self) -> torch.Tensor:
+        """Pseudo depth in 0..255, (B, H, W).
+
+        Raises:
+            ValueError: an image has none.
+        """
+        missing = [e.get("file_name", "?") for e in self.entries if "inverse_depth_255" not in e]
+        if missing:
+            raise ValueError(
+                f"no inverse_depth_255 for {missing[:3]}; compute it with `pipeline depth`, or "
+                "switch off the depth layer, consistency and depth matching"
+            )
+        maps = [torch.as_tensor(e["inverse_depth_255"])[None] for e in self.entries]
+        return torch.cat(
+            [downsample_to_mask_grid(m.to(self.device), self.padded_size) for m in maps]
+        )
+
+    @cached_property
+    def depth_edges(self) -> torch.Tensor:
+        """(B, 8, H, W): the consistency map, which losses and matching share."""
+        validity = []
+        for entry in self.entries:
+            size = (int(entry["image"].shape[-2]), int(entry["image"].shape[-1]))
+            full = image_validity(size, size[0], self.padded_size, 0, self.device)
+            validity.append(sample_mask_grid(full))
+        return self.links.edges(self.inverse_depth_255, torch.stack(validity))
+
+
+class Supervision:
+    """What teaches the masks of a step.
+
+    Attributes:
+        name: for messages about settings.
+        reads_masks: whether it learns from annotated masks.
+        links: how depth links neighbours, for its own terms and for a teacher's matching.
+    """
+
+    def __init__(
+        self, *, name: str, reads_masks: bool = False, links: DepthLinks | None = None
+    ) -> None:
+        self.name, self.reads_masks = name, reads_masks
+        self.links = links or DepthLinks()
+
+    def needs_depth(self, *, predicts_depth: bool) -> bool:  # noqa: ARG002 - for subclasses
+        """Whether a loss reads `inverse_depth_255`, for a model with or without a depth layer."""
+        return False
+
+    def losses(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
+        """Weighted losses by name, each connected to the graph; all are added."""
+        raise NotImplementedError
+
+
+class MaskTeacher(Protocol):
+    """What a step asks of a teacher; the trainer owns it and moves it."""
+
+    def predict(self, entries: Entries, truth: BatchBoxes, iteration: int) -> Any:
+        """What the teacher sees in the images; outside of the student's float32 part."""
+
+    def losses(self, masks: MaskBatch, predictions: Any) -> dict[str, torch.Tensor]:
+        """Weighted losses by name of the student's masks, from what `predict` returned."""
+
+    def update(self, student: Any, momentum: float) -> None:
+        """Follow the student after its step."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from `state_dict`."""
+
+
+class Distillation(Protocol):
+    """Settings that make a teacher when the trainer asks for one."""
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether the teacher reads depth."""
+
+    def make_teacher(self, student: Any) -> MaskTeacher:
+        """A teacher that starts as a copy of the student."""
+
+
+def warm_up(iteration: int, num_iterations: int, start: float = 0.0) -> float:
+    """w(t) of Eq. 6: 0 until `start`, then linear up to 1 within `num_iterations`."""
+    return min(max((iteration + 1 - start) / max(num_iterations, 1), 0.0), 1.0)
