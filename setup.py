@@ -13,7 +13,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 REPOSITORY = Path(__file__).parent
-RESOURCES = {"configs": "configs", "data/demo-dpt": "demo-dpt"}
+RESOURCES = {"configs": "configs", "data/demo-dpt": "demo-dpt", "data/labeller": "labeller"}
 
 
 class BuildWithResources(build_py):

@@ -12,7 +12,7 @@ _CHECKOUT = _PACKAGE.parent
 
 
 def resource_roots() -> list[Path]:
-    """Folders that may hold `configs/` and `data/demo-dpt/`, the checkout before the wheel."""
+    """Folders that may hold `configs/` and the models of `data/`, the checkout before the wheel."""
     roots = []
     if (_CHECKOUT / "pyproject.toml").is_file():
         roots.append(_CHECKOUT)
@@ -35,6 +35,23 @@ def demo_dpt_path() -> Path:
         "the demo depth model is missing: looked for data/demo-dpt/config.json under "
         f"{[str(root) for root in resource_roots()]}; install the package again, "
         "or train the model with data/demo-dpt/train.py"
+    )
+
+
+def labeller_path() -> Path:
+    """The labeller's starting weights.
+
+    Raises:
+        UsageError: they are neither in the checkout nor in the installed package.
+    """
+    for root in resource_roots():
+        for relative in ("data/labeller", "labeller"):
+            if (root / relative / "model.safetensors").is_file():
+                return root / relative / "model.safetensors"
+    raise UsageError(
+        "the labeller's weights are missing: looked for data/labeller/model.safetensors under "
+        f"{[str(root) for root in resource_roots()]}; install the package again, or train them "
+        "with data/labeller/train_labeller.py"
     )
 
 

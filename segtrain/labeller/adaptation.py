@@ -1,0 +1,288 @@
+"""Adapt the labeller to boxes: a student learns from box losses, its moving average is the result.
+
+The loop can be read from the top: plan, draw, step, keep. One seed and one number of iterations
+give one run; a run that was interrupted goes on from its last checkpoint to the same end.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segtrain.errors import CheckpointError, NonFiniteLossError
+from segtrain.labeller.crop_batches import BoxedPhoto, CropBatch, CropSource
+from segtrain.labeller.crop_losses import crop_losses
+from segtrain.labeller.crop_network import (
+    BOX_HINT,
+    DEPTH_HINT,
+    CropNetwork,
+    load_crop_network,
+    save_crop_network,
+)
+from segtrain.labeller.settings import LabellerSettings
+from segtrain.mask_grid.bitmasks import draw_extents, fill_ratio
+from segtrain.run.checkpoints import load_state, save_atomically
+from segtrain.run.determinism import deterministic_algorithms
+from segtrain.run.metrics_log import MetricsLog
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_NAME = "labeller.safetensors"
+_STATE_NAME = "adaptation.pth"
+_COLLAPSED_FILL = (0.05, 0.97)
+_GRADIENT_NORM = 5.0
+OnProgress = Callable[[int, int, Mapping[str, float]], None]
+
+
+def adapt_labeller(
+    photos: Sequence[BoxedPhoto],
+    settings: LabellerSettings,
+    folder: Path,
+    *,
+    start: Path,
+    minutes: float | None = None,
+    on_progress: OnProgress | None = None,
+    resume: bool = True,
+) -> Path:
+    """Learn masks from boxes.
+
+    Args:
+        photos: with boxes; unreadable ones are named in a warning and left out.
+        settings: see there.
+        folder: where state, metrics and the result are kept.
+        start: weights to start from, for example those that ship.
+        minutes: budget; None runs `settings.max_iterations`. How many iterations fit is measured
+            once, during the warm-up, and kept in the state.
+        on_progress: called after every iteration with iterations done, in all, and the losses.
+        resume: go on from the folder's state, if there is one.
+
+    Returns:
+        The adapted weights, `folder/labeller.safetensors`.
+
+    Raises:
+        DatasetError: no box, or no photo can be read.
+        CheckpointError: `start` is no labeller, or the folder's state is of other settings.
+        NonFiniteLossError: a loss is not finite; nothing was changed by it.
+    """
+    run = _Adaptation(photos, settings, folder, start)
+    if resume and run.state_path.is_file():
+        run.load()
+    device = torch.device("cpu")
+    with deterministic_algorithms(device, enabled=True):
+        run.go(minutes, on_progress)
+    save_crop_network(
+        run.teacher,
+        folder / WEIGHTS_NAME,
+        facts=run.facts
+        | {"adapted": {"iterations": run.iteration, "boxes": len(run.source.index)}},
+    )
+    return folder / WEIGHTS_NAME
+
+
+class _Adaptation:
+    """State of a run and its one step."""
+
+    def __init__(
+        self, photos: Sequence[BoxedPhoto], settings: LabellerSettings, folder: Path, start: Path
+    ) -> None:
+        self.settings, self.folder = settings, folder
+        self.state_path = folder / _STATE_NAME
+        torch.manual_seed(settings.seed)
+        self.student, self.facts = load_crop_network(start)
+        self.source = CropSource(photos, settings, self.student.description)
+        freeze_parameters(self.student.encoder, settings.frozen)
+        self.student.to(memory_format=torch.channels_last)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.optimizer = _build_optimizer(self.student, settings)
+        self.iteration, self.total, self.seconds = 0, 0, 0.0
+        self.fill, self.has_warned = 0.5, False
+
+    def go(self, minutes: float | None, on_progress: OnProgress | None) -> None:
+        """Run to the end of the plan."""
+        settings = self.settings
+        if minutes is None:
+            self.total = self.total or settings.max_iterations
+        log = MetricsLog(self.folder, start_iteration=self.iteration, tensorboard=False)
+        began, saved_at = time.monotonic() - self.seconds, time.monotonic()
+        self.student.train()
+        self.teacher.eval()
+        try:
+            while not self.total or self.iteration < self.total:
+                losses = self.step()
+                self.iteration += 1
+                self.seconds = time.monotonic() - began
+                if not self.total and self.iteration >= settings.warmup_iterations:
+                    self.total = self._plan(minutes or 0.0)
+                log.append(self.iteration, losses)
+                if on_progress is not None:
+                    on_progress(self.iteration, self.total or settings.max_iterations, losses)
+                self._watch_fill(losses["fill"])
+                if time.monotonic() - saved_at > settings.checkpoint_seconds:
+                    self.save()
+                    saved_at = time.monotonic()
+        except BaseException:
+            # Ctrl-C, too: what was learned is kept, and the same call goes on from here.
+            if self.iteration:
+                self.save()
+            raise
+        finally:
+            log.close()
+        self.save()
+
+    def _plan(self, minutes: float) -> int:
+        """Iterations that fit the budget at the speed seen so far."""
+        per_iteration = self.seconds / self.iteration
+        left = max(minutes * 60 - self.seconds, 0.0) / per_iteration
+        return min(self.iteration + int(left), self.settings.max_iterations)
+
+    def step(self) -> dict[str, float]:
+        """Draw a batch, learn from it, follow with the teacher."""
+        settings = self.settings
+        batch = self.source.draw(self.iteration)
+        teacher_NGG = self._teach(batch) if settings.teacher_weight else None
+        hints_N2SS = drop_hints(batch.hints, settings, self.iteration)
+        logits_NGG = self.student(
+            batch.rgb.contiguous(memory_format=torch.channels_last), hints_N2SS
+        )
+        losses = crop_losses(logits_NGG, batch, teacher_NGG, settings)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            raise NonFiniteLossError(
+                f"iteration {self.iteration}: the loss is not finite "
+                f"({ {name: float(value) for name, value in losses.items()} }); lower "
+                f"learning_rate={settings.learning_rate}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
+        factor = self._rate_factor()
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * group["factor"] * factor
+        self.optimizer.step()
+        self._follow()
+        return {name: float(value.detach()) for name, value in losses.items()} | {
+            "loss": float(total.detach()),
+            "fill": float(fill_ratio(logits_NGG.detach(), batch.extents)),
+            "learning_rate": settings.learning_rate * factor,
+        }
+
+    @torch.no_grad()
+    def _teach(self, batch: CropBatch) -> torch.Tensor:
+        """The teacher's masks: it knows the box, and sees each crop and its mirror image."""
+        views = []
+        for mirrored in (False, True):
+            rgb, hints = batch.plain_rgb, batch.hints
+            if mirrored:
+                rgb, hints = rgb.flip(3), hints.flip(3)
+            seen = self.teacher(rgb.contiguous(memory_format=torch.channels_last), hints).sigmoid()
+            views.append(seen.flip(2) if mirrored else seen)
+        probabilities = torch.stack(views).mean(0)
+        return probabilities * draw_extents(batch.extents, probabilities.shape[1:])
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        for kept, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            if new.requires_grad:
+                kept.lerp_(new, 1 - self.settings.teacher_decay)
+
+    def _rate_factor(self) -> float:
+        """Linear warm-up, then a cosine to zero at the end of the plan."""
+        warmup = self.settings.warmup_iterations
+        if self.iteration < warmup or not self.total:
+            return (self.iteration + 1) / max(warmup, 1)
+        done = (self.iteration - warmup) / max(self.total - warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+    def _watch_fill(self, fill: float) -> None:
+        self.fill += 0.05 * (fill - self.fill)
+        low, high = _COLLAPSED_FILL
+        if not self.has_warned and not low < self.fill < high:
+            self.has_warned = True
+            logger.warning(
+                "masks fill %.0f %% of their boxes: they have collapsed to %s. Check the boxes "
+                "with `pipeline data check`; else lower learning_rate=%g or raise margin_high=%g",
+                100 * self.fill,
+                "the boxes" if self.fill >= high else "nothing",
+                self.settings.learning_rate,
+                self.settings.margin_high,
+            )
+
+    def save(self) -> None:
+        """Write all that the next iteration depends on."""
+        state: dict[str, Any] = {
+            "settings": dataclasses.asdict(self.settings) | {"frozen": list(self.settings.frozen)},
+            "boxes": len(self.source.index),
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        state |= {name: getattr(self, name) for name in _COUNTERS}
+        save_atomically(state, self.state_path)
+
+    def load(self) -> None:
+        """Go on where `save` stopped."""
+        state = load_state(self.state_path)
+        own = dataclasses.asdict(self.settings) | {"frozen": list(self.settings.frozen)}
+        changed = [
+            f"{name} was {state['settings'].get(name)!r}, is {value!r}"
+            for name, value in own.items()
+            if name not in _FREE_SETTINGS and state["settings"].get(name) != value
+        ]
+        if state["boxes"] != len(self.source.index):
+            changed.append(f"boxes were {state['boxes']}, are {len(self.source.index)}")
+        if changed:
+            raise CheckpointError(
+                f"{self.state_path} is of another run: {'; '.join(changed)}. Use another folder, "
+                "or resume=False to start again"
+            )
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+
+
+_COUNTERS = ("iteration", "total", "seconds", "fill", "has_warned")
+_FREE_SETTINGS = ("checkpoint_seconds", "photo_cache_bytes", "max_iterations")
+
+
+def drop_hints(
+    hints_N2SS: torch.Tensor, settings: LabellerSettings, iteration: int
+) -> torch.Tensor:
+    """Hints as the student sees them: each kind hidden from some crops."""
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + iteration)
+    kept = torch.rand(len(hints_N2SS), 2, generator=generator)
+    shares = torch.empty(2)
+    shares[BOX_HINT], shares[DEPTH_HINT] = settings.box_hint_share, settings.depth_hint_share
+    return hints_N2SS * (kept < shares)[:, :, None, None]
+
+
+def freeze_parameters(encoder: nn.Module, beginnings: Sequence[str]) -> None:
+    """Keep the parameters of an encoder whose names begin so."""
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(tuple(beginnings)):
+            parameter.requires_grad_(False)
+
+
+def _build_optimizer(network: CropNetwork, settings: LabellerSettings) -> torch.optim.Optimizer:
+    encoder = [p for p in network.encoder.parameters() if p.requires_grad]
+    own = {id(p) for p in network.encoder.parameters()}
+    decoder = [p for p in network.parameters() if id(p) not in own]
+    return torch.optim.AdamW(
+        [
+            {"params": encoder, "factor": settings.encoder_rate},
+            {"params": decoder, "factor": 1.0},
+        ],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )

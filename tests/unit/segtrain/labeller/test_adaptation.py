@@ -1,0 +1,169 @@
+"""Adaptation: it learns, it resumes to the same bits, it says what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segtrain.errors import CheckpointError, DatasetError
+from segtrain.labeller import BoxedPhoto, LabellerSettings, adapt_labeller
+from segtrain.labeller.adaptation import _Adaptation, drop_hints
+from segtrain.run.metrics_log import read_metrics
+
+
+class StopError(Exception):
+    pass
+
+
+def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
+    photos: list[BoxedPhoto], tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    def stop(done: int, total: int, losses: object) -> None:
+        if done == 2:
+            raise StopError
+
+    whole = adapt_labeller(photos, tiny_settings, tmp_path / "whole", start=start_weights)
+    with pytest.raises(StopError):
+        adapt_labeller(
+            photos, tiny_settings, tmp_path / "parts", start=start_weights, on_progress=stop
+        )
+    parts = adapt_labeller(photos, tiny_settings, tmp_path / "parts", start=start_weights)
+    expected, found = load_file(whole), load_file(parts)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert [row["iteration"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_losses_fall_on_a_few_discs(
+    photos: list[BoxedPhoto], start_weights: Path, tmp_path: Path
+) -> None:
+    settings = LabellerSettings(
+        crop_size=64, batch_size=6, max_iterations=24, warmup_iterations=2, teacher_weight=0.0,
+        learning_rate=3e-3,
+    )  # fmt: skip
+    seen: list[float] = []
+    adapt_labeller(
+        photos,
+        settings,
+        tmp_path,
+        start=start_weights,
+        on_progress=lambda done, total, losses: seen.append(losses["loss"]),
+    )
+    assert np.mean(seen[-4:]) < 0.6 * np.mean(seen[:4])
+
+
+def test_a_budget_becomes_a_plan_that_the_state_keeps(
+    photos: list[BoxedPhoto], tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    totals: list[int] = []
+    settings = dataclasses.replace(tiny_settings, max_iterations=5)
+    adapt_labeller(
+        photos,
+        settings,
+        tmp_path,
+        start=start_weights,
+        minutes=60.0,
+        on_progress=lambda done, total, losses: totals.append(total),
+    )
+    assert totals == [5] * 5
+
+
+def test_another_setting_refuses_the_state(
+    photos: list[BoxedPhoto], tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    adapt_labeller(photos, tiny_settings, tmp_path, start=start_weights)
+    changed = dataclasses.replace(tiny_settings, margin_high=0.4)
+    with pytest.raises(CheckpointError, match=r"margin_high was 0\.55, is 0\.4"):
+        adapt_labeller(photos, changed, tmp_path, start=start_weights)
+
+
+def test_an_unreadable_photo_is_left_out_and_named(
+    photos: list[BoxedPhoto],
+    tiny_settings: LabellerSettings,
+    start_weights: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> np.ndarray:
+        raise OSError("truncated")
+
+    broken = dataclasses.replace(photos[0], name="broken.jpg", load_image=fail)
+    with caplog.at_level(logging.WARNING):
+        adapt_labeller([broken, *photos[1:]], tiny_settings, tmp_path, start=start_weights)
+    assert "broken.jpg is left out of the adaptation: truncated" in caplog.text
+    with pytest.raises(DatasetError, match="none of 1 photos can be used"):
+        adapt_labeller([broken], tiny_settings, tmp_path / "alone", start=start_weights)
+
+
+def test_no_box_is_an_error(
+    tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError, match="hold no box"):
+        adapt_labeller([], tiny_settings, tmp_path, start=start_weights)
+
+
+def test_collapse_is_announced_once_with_a_remedy(
+    photos: list[BoxedPhoto],
+    tiny_settings: LabellerSettings,
+    start_weights: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = _Adaptation(photos, tiny_settings, tmp_path, start_weights)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(200):
+            run._watch_fill(1.0)
+    assert caplog.text.count("have collapsed to the boxes") == 1
+    assert "pipeline data check" in caplog.text
+
+
+def test_hints_are_dropped_in_their_shares(tiny_settings: LabellerSettings) -> None:
+    settings = dataclasses.replace(tiny_settings, box_hint_share=0.25, depth_hint_share=1.0)
+    dropped = drop_hints(torch.ones(4000, 2, 1, 1), settings, 0)
+    assert float(dropped[:, 0].mean()) == pytest.approx(0.25, abs=0.03)
+    assert float(dropped[:, 1].mean()) == 1.0
+
+
+def test_depth_reaches_the_network_only_where_it_is_asked_for(
+    photos: list[BoxedPhoto], tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    def depth_hint(depth: str) -> float:
+        settings = dataclasses.replace(tiny_settings, depth=depth)
+        batch = _Adaptation(photos, settings, tmp_path, start_weights).source.draw(0)
+        return float(batch.hints[:, 1].abs().max())
+
+    assert depth_hint("off") == 0
+    assert depth_hint("loss") == 0
+    assert depth_hint("both") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("depth", ["loss", "both"])
+def test_photos_without_depth_train_beside_those_with(
+    depth: str,
+    photos: list[BoxedPhoto],
+    tiny_settings: LabellerSettings,
+    start_weights: Path,
+    tmp_path: Path,
+) -> None:
+    mixed = [dataclasses.replace(photos[0], load_inverse_depth=None), *photos[1:]]
+    settings = dataclasses.replace(tiny_settings, depth=depth, max_iterations=2)
+    rows: list[float] = []
+    adapt_labeller(
+        mixed,
+        settings,
+        tmp_path,
+        start=start_weights,
+        on_progress=lambda done, total, losses: rows.append(losses["consistency"]),
+    )
+    assert all(0 < value < 10 for value in rows)
