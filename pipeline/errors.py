@@ -57,28 +57,6 @@ class ServiceUnreachableError(PipelineError):
     exit_code = ExitCode.UNREACHABLE
 
 
-# Errors of the packages below, by name, because importing them would load the package: nearest
-# class of the error's MRO wins, so a subclass may be more specific than its base.
-_EXIT_CODES_BY_CLASS_NAME = {
-    "CacheNotFoundError": ExitCode.USAGE,
-    "CacheMissError": ExitCode.FAILED,
-    "CacheMismatchError": ExitCode.USAGE,
-    "CacheCorruptError": ExitCode.INTEGRITY,
-    "CacheIncompleteError": ExitCode.FAILED_ITEMS,
-    "DepthModelError": ExitCode.USAGE,
-    "CacheUnreachableError": ExitCode.UNREACHABLE,
-    "DatasetError": ExitCode.USAGE,
-    "TrainingConfigError": ExitCode.USAGE,
-    "CheckpointError": ExitCode.USAGE,
-    "MissingDepthError": ExitCode.FAILED,
-    "NonFiniteLossError": ExitCode.FAILED,
-    "FileNotFoundError": ExitCode.USAGE,
-    "NotADirectoryError": ExitCode.USAGE,
-    "IsADirectoryError": ExitCode.USAGE,
-    "KeyboardInterrupt": ExitCode.INTERRUPTED,
-}
-
-
 def exit_code_of(error: BaseException) -> ExitCode:
     """Exit code for an error that ended a command.
 
@@ -90,10 +68,38 @@ def exit_code_of(error: BaseException) -> ExitCode:
     """
     if isinstance(error, PipelineError):
         return error.exit_code
-    for cls in type(error).__mro__:
-        if cls.__name__ in _EXIT_CODES_BY_CLASS_NAME:
-            return _EXIT_CODES_BY_CLASS_NAME[cls.__name__]
-    return ExitCode.FAILED
+    codes = exit_codes()
+    return next((codes[cls] for cls in type(error).__mro__ if cls in codes), ExitCode.FAILED)
+
+
+def exit_codes() -> dict[type[BaseException], ExitCode]:
+    """Exit code of every error of the packages below and of the system's that users cause."""
+    # Only a command that fails pays for these imports.
+    import depthcache.errors as cache
+    import segtrain.errors as training
+
+    return {
+        cache.DepthCacheError: ExitCode.FAILED,
+        cache.CacheNotFoundError: ExitCode.USAGE,
+        cache.CacheMissError: ExitCode.FAILED,
+        cache.CacheMismatchError: ExitCode.USAGE,
+        cache.CacheCorruptError: ExitCode.INTEGRITY,
+        cache.CacheIncompleteError: ExitCode.FAILED_ITEMS,
+        cache.CacheUnreachableError: ExitCode.UNREACHABLE,
+        cache.ImageDecodeError: ExitCode.USAGE,
+        training.SegtrainError: ExitCode.FAILED,
+        training.DatasetError: ExitCode.USAGE,
+        training.ImageSizeMismatchError: ExitCode.USAGE,
+        training.MissingDepthError: ExitCode.FAILED,
+        training.TrainingConfigError: ExitCode.USAGE,
+        training.CheckpointError: ExitCode.USAGE,
+        training.NonFiniteLossError: ExitCode.FAILED,
+        FileNotFoundError: ExitCode.USAGE,
+        NotADirectoryError: ExitCode.USAGE,
+        IsADirectoryError: ExitCode.USAGE,
+        PermissionError: ExitCode.USAGE,
+        KeyboardInterrupt: ExitCode.INTERRUPTED,
+    }
 
 
 def describe_error(error: BaseException) -> str:
