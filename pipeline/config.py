@@ -11,11 +11,14 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
 from pipeline.output import to_jsonable
 from pipeline.resources import resolve_config
+
+if TYPE_CHECKING:
+    from segtrain.run.experiment import Experiment
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\[\]-]*=")
 
@@ -43,6 +46,23 @@ def load_config(path: str | Path, assignments: Sequence[str] = ()) -> Any:
     for assignment in assignments:
         apply_assignment(config, assignment)
     return config
+
+
+def load_experiment(path: str | Path, assignments: Sequence[str] = ()) -> Experiment:
+    """Load a config file with overrides, and read it.
+
+    Args:
+        path: config file, or the name of a bundled one.
+        assignments: `key=value` texts; later ones win.
+
+    Raises:
+        UsageError: as `load_config`.
+        TrainingConfigError: a setting is out of range, or does not go with another.
+    """
+    config = load_config(path, assignments)
+    from segtrain.run.experiment import read_experiment
+
+    return read_experiment(config)
 
 
 def split_assignments(arguments: Sequence[str]) -> list[str]:

@@ -23,9 +23,9 @@ class DepthSettings:
         batch_size: images at once in stage one.
         precision: `fp32`, `bf16` or `fp16` of stage one.
         device: of stage one; None chooses.
-        workers: processes of stage one.
+        workers: threads that read images in stage one; processes with scheduler `local`.
         shard_rows: maps per shard; None chooses.
-        scheduler: address of a dask scheduler for stage one.
+        scheduler: address of a dask scheduler for stage one, or `local`.
     """
 
     enabled: bool = True
@@ -37,7 +37,7 @@ class DepthSettings:
     batch_size: int = 4
     precision: str = "fp32"
     device: str | None = None
-    workers: int = 1
+    workers: int = 2
     shard_rows: int | None = None
     scheduler: str | None = None
 

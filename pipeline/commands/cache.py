@@ -413,7 +413,7 @@ def _fill_command(root: str, images: Path | None, coco: Path | None, info: Any) 
 def _repair(root: Path, images: Path | None, model: str | None, revision: str | None) -> object:
     from depthcache.segments.verification import repair_cache
     from pipeline.datasets.image_lists import list_folder_images
-    from pipeline.runs.experiment import resolve_model
+    from pipeline.runs.experiment_files import resolve_model
 
     if images is None or model is None:
         raise UsageError("--repair recomputes depth: it needs --images DIR and --model MODEL")

@@ -65,8 +65,8 @@ def _baseline_config(state: Any) -> str:
 def _compare(config_name: str, weights: Path, *, allow_differences: bool) -> Any:
     from detectron2.config import instantiate
 
-    from pipeline.config import load_config
+    from pipeline.config import load_experiment
     from segtrain.exchange.published_checkpoints import load_weights
 
-    model = instantiate(load_config(config_name).model)
+    model = instantiate(load_experiment(config_name).model)
     return load_weights(model, weights, allow_differences=allow_differences)

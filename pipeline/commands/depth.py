@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,7 @@ def compute_depth(
     as_json: JsonOption = False,
 ) -> None:
     """Compute the depth of images once and keep it in a cache. The same command again resumes."""
-    from pipeline.runs.experiment import resolve_model
+    from pipeline.runs.experiment_files import resolve_model
 
     with stdout_kept_clean():
         files, settings = _gather(config_name, images, coco, assignments or [])
@@ -73,10 +74,11 @@ def compute_depth(
             "revision": revision or settings.get("revision"),
             "precision": precision or settings.get("precision"),
             "batch_size": batch_size or settings.get("batch_size"),
-            "device": device,
+            "device": device or settings.get("device"),
             "bits": bits,
-            "workers": workers,
-            "scheduler": scheduler,
+            "workers": workers or settings.get("workers"),
+            "shard_rows": settings.get("shard_rows"),
+            "scheduler": scheduler or settings.get("scheduler"),
             "upstreams": tuple(upstream) if upstream else None,
         }
         if dry_run:
@@ -112,14 +114,14 @@ def _gather(
         if assignments:
             raise UsageError("--set changes a config, but no CONFIG is given")
         return list_images(images, coco), {}
-    from pipeline.config import load_config, take_snapshot
-    from pipeline.runs.experiment import SPLITS, existing_dataset_paths
+    from pipeline.config import load_experiment
+    from pipeline.runs.experiment_files import SPLITS, existing_dataset_paths
 
-    config = load_config(config_name, assignments)
-    settings = dict(take_snapshot(config).get("depth") or {})
+    experiment = load_experiment(config_name, assignments)
+    settings = dataclasses.asdict(experiment.depth)
     if images is not None:
         return list_images(images, coco), settings
-    paths = [existing_dataset_paths(config, split) for split in SPLITS]
+    paths = [existing_dataset_paths(experiment, split) for split in SPLITS]
     return merge_image_lists(
         [list_coco_images(split.annotations, split.images) for split in paths]
     ), settings

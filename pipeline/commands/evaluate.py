@@ -20,21 +20,21 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Box and mask AP of a checkpoint on the config's test data."""
-    from pipeline.config import load_config
+    from pipeline.config import load_experiment
     from pipeline.errors import UsageError
     from pipeline.report.tables import format_ap_table
-    from pipeline.runs.experiment import existing_dataset_paths
+    from pipeline.runs.experiment_files import existing_dataset_paths
 
     if not weights.is_file():
         raise UsageError(f"checkpoint {weights} does not exist")
     with stdout_kept_clean():
-        config = load_config(config_name, assignments or [])
-        existing_dataset_paths(config, "test")
+        experiment = load_experiment(config_name, assignments or [])
+        existing_dataset_paths(experiment, "test")
         from segtrain.use.evaluation import evaluate_model
 
         output.mkdir(parents=True, exist_ok=True)
         with ProgressReporter("eval", "images") as bar:
-            metrics = dict(evaluate_model(config, weights, output, on_progress=bar.update))
+            metrics = dict(evaluate_model(experiment, weights, output, on_progress=bar.update))
     text = format_ap_table({weights.stem: metrics})
     if "cityscapes" in metrics:
         values = metrics["cityscapes"]

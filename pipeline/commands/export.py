@@ -35,14 +35,14 @@ def export(
         raise UsageError(f"--format knows onnx, got {model_format!r}")
     if not weights.is_file():
         raise UsageError(f"checkpoint {weights} does not exist")
-    from pipeline.config import load_config
+    from pipeline.config import load_experiment
 
     with stdout_kept_clean():
-        config = load_config(config_name, assignments or [])
+        experiment = load_experiment(config_name, assignments or [])
         from segtrain.exchange.onnx_export import export_onnx
         from segtrain.use.inference import load_trained_model
 
-        model = load_trained_model(config, weights)
+        model = load_trained_model(experiment, weights)
         image_size = _parse_size(size) or (
             _round_up(model.test.short_side),
             _round_up(model.test.max_size),

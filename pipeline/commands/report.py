@@ -21,13 +21,20 @@ def write_run_report(
     as_json: JsonOption = False,
 ) -> None:
     """Write report.html, one self-contained file, for one run or several side by side."""
-    from pipeline.report.page import load_result, write_report
+    from pipeline.report.page import write_report
     from pipeline.report.tables import format_ap_table
+    from pipeline.runs.results import describe_coverage, load_result
 
     with stdout_kept_clean():
         loaded = [load_result(folder) for folder in folders]
         results = [result for result, _ in loaded]
-        path = write_report(out or folders[0] / "report.html", results, loaded[0][1])
+        first = loaded[0][1]
+        path = write_report(
+            out or folders[0] / "report.html",
+            results,
+            coverage=describe_coverage(first),
+            environment=first.environment,
+        )
     metrics = {result.name: result.metrics for result in results}
     text = f"{format_ap_table(metrics)}\n\nreport: {path}"
     write_result("report", {"report": path, "metrics": metrics}, text, as_json=as_json)

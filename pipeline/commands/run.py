@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.commands.options import ConfigArgument, DryRunOption, JsonOption, SetOption
 from pipeline.errors import UsageError
 from pipeline.output import stdout_kept_clean, write_result
+
+if TYPE_CHECKING:
+    from segtrain.run.experiment import Experiment
 
 STAGES = ("depth", "train", "eval", "report")
 
@@ -29,18 +32,21 @@ def run(
     chosen = assignments or []
     with stdout_kept_clean():
         config = load_config(config_name, chosen)
-        folder = output or default_run_folder(config_name, config)
-        if int(config.train.get("num_machines", 1)) > 1:
+        if config.train.num_machines > 1:
             raise UsageError(
                 f"train.num_machines={config.train.num_machines}, but `pipeline run` works on one "
                 "machine; run `pipeline depth` once, then `pipeline train` on each machine"
             )
+        from segtrain.run.experiment import read_experiment
+
+        experiment = read_experiment(config)
+        folder = output or default_run_folder(config_name, experiment)
         if dry_run:
-            plan = plan_of(config, folder, list(STAGES))
+            plan = plan_of(experiment, folder, list(STAGES))
         else:
             from pipeline.runs.run_config import run_config
 
-            metrics, manifest = run_config(config_name, chosen, config, folder)
+            metrics, manifest = run_config(config_name, chosen, experiment, folder)
     if dry_run:
         text = "\n".join(f"{name}: {value}" for name, value in plan.items())
         write_result("run plan", plan, text, as_json=as_json)
@@ -72,29 +78,28 @@ def resume(
     raise typer.Exit(invoke([*words, "--json"] if as_json else words))
 
 
-def default_run_folder(config_name: str, config: Any) -> Path:
+def default_run_folder(config_name: str, experiment: Experiment) -> Path:
     """The config's `train.output_dir`, else `runs/<folder>-<name>` for `<folder>/<name>.py`."""
-    chosen = config.train.get("output_dir")
-    if chosen:
-        return Path(chosen)
+    if experiment.train.output_dir:
+        return Path(experiment.train.output_dir)
     path = Path(config_name)
     parts = [path.parent.name] if path.parent.name not in ("", "configs") else []
     return Path("runs") / "-".join([*parts, path.stem])
 
 
-def machine_folder(folder: Path, config: Any) -> Path:
+def machine_folder(folder: Path, experiment: Experiment) -> Path:
     """The run folder on this machine: `machine-N` in it on any but the first.
 
     Machines may share a disk, and each keeps a manifest of its own.
     """
-    rank = int(config.train.get("machine_rank", 0))
+    rank = experiment.train.machine_rank
     name = f"machine-{rank}"
     return folder if rank == 0 or folder.name == name else folder / name
 
 
-def plan_of(config: Any, folder: Path, stages: list[str]) -> dict[str, Any]:
+def plan_of(experiment: Experiment, folder: Path, stages: list[str]) -> dict[str, Any]:
     """What a run would do, from its config and the state of its folder."""
-    from pipeline.runs.experiment import SPLITS, dataset_paths, depth_model
+    from pipeline.runs.experiment_files import SPLITS, dataset_paths, resolve_model
     from pipeline.runs.manifest import FILE_NAME, load_manifest
 
     states = dict.fromkeys(stages, "pending")
@@ -105,7 +110,7 @@ def plan_of(config: Any, folder: Path, stages: list[str]) -> dict[str, Any]:
         }
     datasets = {}
     for split in SPLITS:
-        paths = dataset_paths(config, split)
+        paths = dataset_paths(experiment, split)
         datasets[split] = {
             "annotations": str(paths.annotations),
             "exists": os.path.exists(paths.annotations),  # noqa: PTH110 - never raises
@@ -115,6 +120,6 @@ def plan_of(config: Any, folder: Path, stages: list[str]) -> dict[str, Any]:
         "run": str(folder),
         "stages": states,
         "data": datasets,
-        "depth_model": depth_model(config),
-        "max_iter": int(config.train.max_iter),
+        "depth_model": resolve_model(experiment.depth.model),
+        "max_iter": experiment.train.max_iter,
     }

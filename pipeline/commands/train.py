@@ -23,15 +23,15 @@ def train(
     On several machines, give each the same command and its own train.machine_rank.
     """
     from pipeline.commands.run import default_run_folder, machine_folder, plan_of
-    from pipeline.config import load_config, take_snapshot
+    from pipeline.config import load_experiment
     from pipeline.runs.manifest import locked_run, open_manifest
 
     chosen = assignments or []
     with stdout_kept_clean():
-        config = load_config(config_name, chosen)
-        folder = machine_folder(output or default_run_folder(config_name, config), config)
+        experiment = load_experiment(config_name, chosen)
+        folder = machine_folder(output or default_run_folder(config_name, experiment), experiment)
         if dry_run:
-            plan = plan_of(config, folder, ["train"])
+            plan = plan_of(experiment, folder, ["train"])
         else:
             from pipeline.runs.stages import run_train_stage
 
@@ -42,11 +42,11 @@ def train(
                     config={
                         "path": config_name,
                         "assignments": chosen,
-                        "resolved": take_snapshot(config),
+                        "resolved": experiment.to_plain(),
                     },
                     stages=["train"],
                 )
-                weights = run_train_stage(manifest, config)
+                weights = run_train_stage(manifest, experiment)
     if dry_run:
         write_result("train plan", plan, _plan_text(plan), as_json=as_json)
         return

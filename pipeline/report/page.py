@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import UsageError
 from pipeline.report.tables import ap_header, ap_rows
-from pipeline.runs.manifest import Manifest, load_manifest, write_atomically
+from pipeline.runs.manifest import write_atomically
 
 if TYPE_CHECKING:
     from depthcache import DepthCache
     from segtrain.data.coco_reader import ImageRecord
+    from segtrain.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ class RunResult:
     Attributes:
         name: row title.
         folder: run folder; `metrics.jsonl` in it gives the curves.
-        config: loaded config, for the panels.
+        experiment: for the panels.
         weights: checkpoint, for the panels.
         metrics: COCO metrics in per cent.
     """
 
     name: str
     folder: Path
-    config: Any
+    experiment: Experiment
     weights: Path | None
     metrics: Mapping[str, Any]
 
@@ -99,44 +99,20 @@ class Prediction:
     inverse_depth: npt.NDArray[np.float32] | None
 
 
-def load_result(folder: Path) -> tuple[RunResult, Manifest]:
-    """Read a finished run from its folder.
-
-    Args:
-        folder: run folder.
-
-    Raises:
-        UsageError: the run has no evaluation yet.
-    """
-    from pipeline.config import load_config
-    from pipeline.runs.experiment import set_depth_cache
-    from pipeline.runs.run_config import make_absent_demo_data
-
-    manifest = load_manifest(folder)
-    file = folder / "eval" / "metrics.json"
-    if not file.is_file() or "path" not in manifest.config:
-        raise UsageError(f"{folder} is not evaluated yet; `pipeline resume {folder}` goes on")
-    config = load_config(manifest.config["path"], manifest.config["assignments"])
-    make_absent_demo_data(manifest.config["path"], config, folder)
-    depth = manifest.stages.get("depth")
-    if depth is not None and "cache" in depth.outputs:
-        set_depth_cache(config, depth.outputs["cache"])
-    train = manifest.stages.get("train")
-    weights = Path(train.outputs["weights"]) if train and "weights" in train.outputs else None
-    metrics = json.loads(file.read_text(encoding="utf-8"))
-    result = RunResult(
-        name=folder.name, folder=folder, config=config, weights=weights, metrics=metrics
-    )
-    return result, manifest
-
-
-def write_report(path: Path, results: Sequence[RunResult], manifest: Manifest) -> Path:
+def write_report(
+    path: Path,
+    results: Sequence[RunResult],
+    *,
+    coverage: Mapping[str, str],
+    environment: Mapping[str, Any],
+) -> Path:
     """Write the report of one run, or of several side by side.
 
     Args:
         path: file to write.
         results: at least one; the last one is captioned as the run's own method.
-        manifest: gives cache coverage and environment.
+        coverage: facts on the depth cache, label → text.
+        environment: versions, as the manifest has them.
 
     Returns:
         `path`.
@@ -148,9 +124,9 @@ def write_report(path: Path, results: Sequence[RunResult], manifest: Manifest) -
         curves_by_run={
             result.name: read_curves(result.folder / "metrics.jsonl") for result in results
         },
-        coverage=describe_coverage(manifest),
+        coverage=coverage,
         panels=panels,
-        environment=manifest.environment,
+        environment=environment,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
@@ -184,23 +160,6 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
                 values.setdefault(name, {})[iteration] = float(value)
     names = sorted(values, key=lambda name: (name != "total_loss", name))
     return {name: sorted(values[name].items()) for name in names}
-
-
-def describe_coverage(manifest: Manifest) -> dict[str, str]:
-    """What the depth stage recorded, as label → text."""
-    record = manifest.stages.get("depth")
-    if record is None or not record.counts:
-        return {}
-    num_images = record.counts.get("images", 0)
-    num_failed = record.counts.get("failed", 0)
-    share = (num_images - num_failed) / num_images if num_images else 0.0
-    return {
-        "images": str(num_images),
-        "with depth": f"{num_images - num_failed} ({share:.1%})",
-        "failed": str(num_failed),
-        "model": str(record.inputs.get("model", "")),
-        "cache": str(record.outputs.get("cache", "")),
-    }
 
 
 def render_page(
@@ -314,15 +273,14 @@ def make_panels(results: Sequence[RunResult]) -> list[Panel]:
         At most `NUM_PANELS` panels; none when no run has weights.
     """
     from depthcache import decode_image, image_key
-    from pipeline.runs.experiment import dataset_paths
     from segtrain.data.coco_reader import read_coco_file
     from segtrain.data.image_files import read_image_bytes
 
     trained = [result for result in results if result.weights is not None]
     if not trained:
         return []
-    paths = dataset_paths(trained[-1].config, "test")
-    reading = read_coco_file(paths.annotations, paths.images, masks=True)
+    files = trained[-1].experiment.data
+    reading = read_coco_file(Path(files.test_json), Path(files.test_images), masks=True)
     records = [r for r in reading.records if r.annotations or r.crowds][:NUM_PANELS]
     contents = [read_image_bytes(record.path) for record in records]
     images = [decode_image(data) for data in contents]
@@ -354,9 +312,9 @@ def _open_cache(results: Sequence[RunResult]) -> DepthCache | None:
 
     for result in reversed(results):
         try:
-            return DepthCache.open(str(result.config.depth.cache))
+            return DepthCache.open(str(result.experiment.depth.cache))
         except CacheNotFoundError:
-            logger.info("report: no pseudo depth, %s holds no cache", result.config.depth.cache)
+            logger.info("report: no pseudo depth, %s holds no cache", result.experiment.depth.cache)
     return None
 
 
@@ -366,7 +324,7 @@ def _predict(result: RunResult, images: Sequence[RGBImage]) -> list[Prediction]:
     from segtrain.use.inference import load_trained_model
 
     assert result.weights is not None
-    model = load_trained_model(result.config, result.weights)
+    model = load_trained_model(result.experiment, result.weights)
     has_depth_layer = model.network.depth_form is not None
     predictions = []
     for image in images:

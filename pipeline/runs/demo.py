@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import load_config, take_snapshot
-from pipeline.runs.experiment import SPLITS, set_dataset_paths, set_depth_cache
+from pipeline.config import load_experiment
+from pipeline.report.page import RunResult
+from pipeline.runs.experiment_files import SPLITS
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
-from pipeline.report.page import RunResult, write_report
+from pipeline.runs.results import run_report_stage
 from pipeline.runs.run_config import make_demo_split
 from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
+
+if TYPE_CHECKING:
+    from segtrain.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -58,22 +61,21 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
             config={"resolved": {"seed": seed, "methods": METHODS}},
             stages=["data", "depth", "start", *METHODS, "report"],
         )
-        configs = {name: load_config(path) for name, path in METHODS.items()}
-        start = load_config(START)
-        _make_data(manifest, [start, *configs.values()], seed)
-        cache = _compute_depth(manifest, configs)
-        with manifest.running("start", {"seed": seed, "config": START}) as record:
-            start_weights = run_train_stage(_open_stage(output, START, start, ["train"]), start)
+        experiments = {path: load_experiment(path) for path in (START, *METHODS.values())}
+        experiments = _make_data(manifest, experiments, seed)
+        cache = run_depth_stage(manifest, experiments[START], str(output / "depth-cache"), SPLITS)
+        experiments = {path: one.with_depth_cache(cache) for path, one in experiments.items()}
+        with manifest.repeating("start", {"seed": seed, "config": START}) as record:
+            start = experiments[START]
+            start_weights = run_train_stage(_open_run(output, START, start, ["train"]), start)
             record.outputs = {"weights": str(start_weights)}
         results = []
-        for name, config in configs.items():
-            config.train.init_checkpoint = str(start_weights)
-            with manifest.running(name, {"seed": seed, "config": METHODS[name]}) as record:
-                results.append(_train_and_evaluate(output, name, config))
+        for name, path in METHODS.items():
+            experiment = experiments[path].with_train(init_checkpoint=str(start_weights))
+            with manifest.repeating(name, {"seed": seed, "config": path}) as record:
+                results.append(_train_and_evaluate(output, name, path, experiment))
                 record.outputs = {"weights": str(results[-1].weights)}
-        with manifest.running("report", {}) as record:
-            report = write_report(output / "report.html", results, manifest)
-            record.outputs = {"report": str(report)}
+        report = run_report_stage(manifest, results)
     return DemoResult(
         metrics={result.name: dict(result.metrics) for result in results},
         report=report,
@@ -83,40 +85,37 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
     )
 
 
-def _make_data(manifest: Manifest, configs: Sequence[Any], seed: int) -> None:
-    with manifest.running("data", {"seed": seed}) as record:
+def _make_data(
+    manifest: Manifest, experiments: dict[str, Experiment], seed: int
+) -> dict[str, Experiment]:
+    with manifest.repeating("data", {"seed": seed}) as record:
         for split in SPLITS:
             # The seed is in the name: another seed must not reuse these scenes.
             folder = manifest.folder / "data" / f"seed-{seed}" / split
-            paths = make_demo_split(folder, split, seed=seed)
+            made = make_demo_split(folder, split, seed=seed)
             record.outputs[split] = str(folder)
-            for config in configs:
-                set_dataset_paths(config, split, paths)
-                config.train.seed = seed
+            experiments = {
+                path: experiment.with_dataset(split, made.annotations, made.images)
+                for path, experiment in experiments.items()
+            }
+    return {path: one.with_train(seed=seed) for path, one in experiments.items()}
 
 
-def _compute_depth(manifest: Manifest, configs: dict[str, Any]) -> str:
-    first, *others = configs.values()
-    cache = run_depth_stage(manifest, first, str(manifest.folder / "depth-cache"), SPLITS)
-    for config in others:
-        set_depth_cache(config, cache)
-    return cache
-
-
-def _train_and_evaluate(output: Path, name: str, config: Any) -> RunResult:
-    manifest = _open_stage(output, METHODS[name], config, ["train", "eval"])
-    weights = run_train_stage(manifest, config)
-    metrics = run_eval_stage(manifest, config, weights)
+def _train_and_evaluate(output: Path, name: str, path: str, experiment: Experiment) -> RunResult:
+    manifest = _open_run(output, path, experiment, ["train", "eval"])
+    weights = run_train_stage(manifest, experiment)
+    metrics = run_eval_stage(manifest, experiment, weights)
     return RunResult(
-        name=name, folder=manifest.folder, config=config, weights=weights, metrics=metrics
+        name=name, folder=manifest.folder, experiment=experiment, weights=weights, metrics=metrics
     )
 
 
-def _open_stage(output: Path, path: str, config: Any, stages: list[str]) -> Manifest:
+def _open_run(output: Path, path: str, experiment: Experiment, stages: list[str]) -> Manifest:
     """The manifest of one config's own folder under the demo's."""
     return open_manifest(
         output / Path(path).stem,
         command=[],
-        config={"path": path, "assignments": [], "resolved": take_snapshot(config)},
+        config={"path": path, "assignments": [], "resolved": experiment.to_plain()},
         stages=stages,
+        home=output,
     )

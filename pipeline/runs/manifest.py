@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -73,7 +72,9 @@ class Manifest:
     """Contents of `manifest.json`.
 
     Attributes:
-        folder: run folder; not written into the file.
+        folder: run folder.
+        home: folder that is moved as a whole, the run's own or the demo's around it. The file names
+            both, so that paths in it are found again after a move.
         command: arguments that started the run, for `resume`.
         config: `{path, assignments, resolved}`, or empty for a run without a config.
         environment: versions and machine.
@@ -85,6 +86,7 @@ class Manifest:
     """
 
     folder: Path
+    home: Path
     command: list[str] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,15 +99,16 @@ class Manifest:
     def save(self) -> None:
         """Replace the file atomically; after return it survives a crash of the machine."""
         self.updated = utc_now()
-        document = {"schema_version": SCHEMA_VERSION, **self.to_document()}
+        places = {"folder": str(self.folder), "home": str(self.home)}
+        document = {"schema_version": SCHEMA_VERSION, **places, **self.to_document()}
         write_atomically(self.folder / FILE_NAME, json.dumps(document, indent=2) + "\n")
 
     def to_document(self) -> dict[str, Any]:
-        """Plain JSON values of everything but the folder."""
+        """Plain JSON values of everything but the folders."""
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "folder"
+            if field.name not in ("folder", "home")
         }
         document = to_jsonable(fields)
         assert isinstance(document, dict)
@@ -143,6 +146,15 @@ class Manifest:
             record.failures = record.failures[:_MAX_RECORDED_FAILURES]
             self.save()
 
+    @contextlib.contextmanager
+    def repeating(self, stage: str, inputs: Mapping[str, Any]) -> Iterator[StageRecord]:
+        """As `running`; but a stage that is done with these inputs keeps its record."""
+        if self.is_done(stage, inputs):
+            yield StageRecord()
+            return
+        with self.running(stage, inputs) as record:
+            yield record
+
     def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Whether a stage finished with exactly these inputs."""
         record = self.stages.get(stage)
@@ -158,11 +170,12 @@ class Manifest:
         return describe_changes(record.inputs, plain_inputs)
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read a run's manifest.
+def load_manifest(folder: Path, home: Path | None = None) -> Manifest:
+    """Read a run's manifest; paths in it are those of where the run lies now.
 
     Args:
         folder: run folder.
+        home: folder around it that was moved as a whole; by default as deep as it was.
 
     Raises:
         UsageError: the folder is no run, or a newer version of the program wrote it.
@@ -182,10 +195,28 @@ def load_manifest(folder: Path) -> Manifest:
             "update the program or choose another output folder"
         )
     try:
+        old_folder = Path(document.pop("folder", folder))
+        old_home = Path(document.pop("home", old_folder))
+        if home is None:
+            depth = len(old_folder.relative_to(old_home).parts)
+            spelled = folder if len(folder.parts) > depth else folder.resolve()
+            home = [spelled, *spelled.parents][depth]
+        document = _move_paths(document, str(old_home), str(home))
         stages = {name: StageRecord(**record) for name, record in document.pop("stages").items()}
-        return Manifest(folder=folder, stages=stages, **document)
-    except (KeyError, TypeError, AttributeError) as error:
+        return Manifest(folder=folder, home=home, stages=stages, **document)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PipelineError(f"{path} is not a run manifest: {error}") from error
+
+
+def _move_paths(value: Any, old: str, new: str) -> Any:
+    """A document with every path in the folder `old` as one in `new`."""
+    if isinstance(value, dict):
+        return {key: _move_paths(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_move_paths(item, old, new) for item in value]
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+        return new + value[len(old) :]
+    return value
 
 
 def open_manifest(
@@ -194,6 +225,7 @@ def open_manifest(
     command: Sequence[str],
     config: Mapping[str, Any],
     stages: Sequence[str],
+    home: Path | None = None,
 ) -> Manifest:
     """Start a run, or take up the one that is already in the folder.
 
@@ -202,26 +234,31 @@ def open_manifest(
         command: arguments that `resume` repeats.
         config: `{path, assignments, resolved}` or empty.
         stages: names of the stages this command has, in order.
+        home: folder around it that is moved as a whole; by default its own.
 
     Returns:
-        The manifest, saved. Its `changes` name what differs from the run's last start.
+        The manifest. Its `changes` name what differs from the run's last start. That of a new run
+        is saved; another one when a stage starts, so that a command that is refused, or has nothing
+        to do, leaves the record as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain_config = to_jsonable(dict(config))
     assert isinstance(plain_config, dict)
-    if (folder / FILE_NAME).is_file():
-        manifest = load_manifest(folder)
+    is_new = not (folder / FILE_NAME).is_file()
+    if is_new:
+        manifest = Manifest(folder=folder, home=home or folder, created=utc_now())
+    else:
+        manifest = load_manifest(folder, home)
         manifest.changes = describe_changes(
             manifest.config.get("resolved", {}), plain_config.get("resolved", {})
         )
-    else:
-        manifest = Manifest(folder=folder, created=utc_now())
     manifest.command = list(command)
     manifest.config = plain_config
     manifest.environment = describe_environment()
     for stage in stages:
         manifest.stages.setdefault(stage, StageRecord())
-    manifest.save()
+    if is_new:
+        manifest.save()
     return manifest
 
 
@@ -274,12 +311,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_environment() -> dict[str, Any]:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import take_snapshot
-from pipeline.runs.experiment import (
-    SPLITS,
-    DatasetPaths,
-    dataset_paths,
-    is_demo_config,
-    set_dataset_paths,
-)
-from pipeline.runs.manifest import Manifest, locked_run, open_manifest
 from pipeline.resources import resolve_config
+from pipeline.runs.experiment_files import SPLITS, DatasetPaths, dataset_paths, is_demo_config
+from pipeline.runs.manifest import Manifest, locked_run, open_manifest
 from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
+
+if TYPE_CHECKING:
+    from segtrain.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +23,14 @@ _HELD_OUT_SEED_OFFSET = 1_000_000
 
 
 def run_config(
-    config_name: str, assignments: Sequence[str], config: Any, folder: Path
+    config_name: str, assignments: Sequence[str], experiment: Experiment, folder: Path
 ) -> tuple[dict[str, Any], Manifest]:
     """Depth, train, eval, report.
 
     Args:
         config_name: as given on the command line.
         assignments: `--set` texts.
-        config: the loaded config; its data and cache are set.
+        experiment: what they say.
         folder: run folder.
 
     Returns:
@@ -44,61 +40,67 @@ def run_config(
         command = ["run", config_name, "--output", str(folder)]
         for assignment in assignments:
             command += ["--set", assignment]
-        make_absent_demo_data(config_name, config, folder)
+        experiment = make_absent_demo_data(config_name, experiment, folder)
         manifest = open_manifest(
             folder,
             command=command,
             config={
                 "path": config_name,
                 "assignments": list(assignments),
-                "resolved": take_snapshot(config),
+                "resolved": experiment.to_plain(),
             },
-            stages=["depth", "train", "eval", "report"],
+            stages=[*(["depth"] if experiment.depth.enabled else []), "train", "eval", "report"],
         )
         for key, change in manifest.changes.items():
             logger.info("config changed since the last start: %s: %s", key, change)
-        run_depth_stage(
-            manifest, config, choose_cache_root(config_name, assignments, config, folder), SPLITS
-        )
-        weights = run_train_stage(manifest, config)
-        metrics = run_eval_stage(manifest, config, weights)
-        from pipeline.report.page import RunResult, write_report
+        if experiment.depth.enabled:
+            root = choose_cache_root(config_name, assignments, experiment, folder)
+            cache = run_depth_stage(manifest, experiment, root, SPLITS)
+            experiment = experiment.with_depth_cache(cache)
+        weights = run_train_stage(manifest, experiment)
+        metrics = run_eval_stage(manifest, experiment, weights)
+        from pipeline.report.page import RunResult
+        from pipeline.runs.results import run_report_stage
 
-        with manifest.running("report", {}) as record:
-            result = RunResult(
-                name=folder.name, folder=folder, config=config, weights=weights, metrics=metrics
-            )
-            record.outputs = {
-                "report": str(write_report(folder / "report.html", [result], manifest))
-            }
+        result = RunResult(
+            name=folder.name,
+            folder=folder,
+            experiment=experiment,
+            weights=weights,
+            metrics=metrics,
+        )
+        run_report_stage(manifest, [result])
     return metrics, manifest
 
 
 def choose_cache_root(
-    config_name: str, assignments: Sequence[str], config: Any, folder: Path
+    config_name: str, assignments: Sequence[str], experiment: Experiment, folder: Path
 ) -> str:
     """The config's cache root; a demo config keeps its cache in the run folder unless told."""
     is_told = any(assignment.startswith("depth.cache=") for assignment in assignments)
     if is_demo_config(resolve_config(config_name)) and not is_told:
         return str(folder / "depth-cache")
-    return str(config.depth.cache)
+    return experiment.depth.cache
 
 
-def make_absent_demo_data(config_name: str, config: Any, folder: Path) -> None:
+def make_absent_demo_data(config_name: str, experiment: Experiment, folder: Path) -> Experiment:
     """For configs/demo: make scenes under the run folder where the config's files do not exist.
 
     Args:
         config_name: as given on the command line.
-        config: the loaded config; its data paths are set to what was made.
+        experiment: what it says.
         folder: run folder.
+
+    Returns:
+        The experiment with what was made.
     """
     if not is_demo_config(resolve_config(config_name)):
-        return
+        return experiment
     for split in SPLITS:
-        paths = dataset_paths(config, split)
-        if not paths.annotations.is_file():
-            made = make_demo_split(folder / "data" / split, split, seed=int(config.train.seed))
-            set_dataset_paths(config, split, made)
+        if not dataset_paths(experiment, split).annotations.is_file():
+            made = make_demo_split(folder / "data" / split, split, seed=experiment.train.seed)
+            experiment = experiment.with_dataset(split, made.annotations, made.images)
+    return experiment
 
 
 def make_demo_split(folder: Path, split: str, *, seed: int) -> DatasetPaths:

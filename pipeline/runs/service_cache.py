@@ -44,8 +44,8 @@ def compute_for_service(compute: Callable[..., Any], url: str, options: dict[str
     Raises:
         DepthCacheError: the service refused the maps; they stay in the local folder.
     """
-    from depthcache.storage.object_stores import TOKEN_VARIABLE
     from depthcache.exchange.transfer import push_cache
+    from depthcache.storage.object_stores import TOKEN_VARIABLE
 
     url = url.rstrip("/")
     root = local_root_of(url)

@@ -1,63 +1,55 @@
 """The stages of a run: depth, train, eval. Each is recorded in the manifest and skipped when done.
 
-A stage names what it depends on (`inputs`). Done with the same inputs: skipped. Done or stopped
-with other inputs: what changed is named, and the stage runs again; the cache and the checkpoints
-make that cheap. Training refuses to go on under settings that would make it another experiment.
+A stage names what it depends on (`inputs`). Done with the same inputs: skipped, and its record
+stays as it is. Done or stopped with other inputs: what changed is named, and the stage runs again;
+the cache and the checkpoints make that cheap. Training refuses to go on under settings that would
+make it another experiment: `segtrain.run.resume_rules` says which those are.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import flatten, take_snapshot
+from depthcache.errors import CacheNotFoundError
+from pipeline.datasets.image_lists import list_coco_images, merge_image_lists
 from pipeline.errors import FailedItemsError, UsageError
-from pipeline.runs.experiment import (
+from pipeline.progress import ProgressReporter
+from pipeline.runs.experiment_files import (
     dataset_paths,
-    depth_model,
     existing_annotations,
     existing_dataset_paths,
-    set_depth_cache,
+    resolve_model,
 )
-from pipeline.datasets.image_lists import list_coco_images, merge_image_lists
-from pipeline.runs.manifest import Manifest, digest_file, write_atomically
-from pipeline.output import to_jsonable
-from pipeline.progress import ProgressReporter
+from pipeline.runs.manifest import Manifest
 from pipeline.runs.service_cache import compute_for_service, is_service
+from segtrain.run.resume_rules import (
+    describe_file,
+    describe_refusal,
+    describe_trajectory,
+    find_changes,
+)
+
+if TYPE_CHECKING:
+    from segtrain.depth_source import DepthSettings
+    from segtrain.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
-# A run may go on when these differ: they change how long or how fast, not what is learnt so far.
-_RESUMABLE_KEYS = (
-    "train.max_iter",
-    "train.checkpoint_period",
-    "train.keep_checkpoints",
-    "train.log_period",
-    "train.tensorboard",
-    "train.output_dir",
-    "train.device",
-    "train.num_processes",
-    "train.num_machines",
-    "train.machine_rank",
-    "train.dist_url",
-    "schedule",  # the trainer itself refuses a schedule that contradicts the iterations done
-    "dataloader.train.num_workers",
-    "dataloader.train.prefetch_batches",
-    "data.train_json",  # its digest counts, not where it lies
-    "data.train_images",
-)
-_KEYS_OF_OTHER_STAGES = ("dataloader.test", "depth", "data.test")
 
-
-def run_depth_stage(manifest: Manifest, config: Any, cache_root: str, splits: Sequence[str]) -> str:
-    """Compute the depth of all images of a config, and point the config at the cache.
+def run_depth_stage(
+    manifest: Manifest, experiment: Experiment, cache_root: str, splits: Sequence[str]
+) -> str:
+    """Compute the depth of all images of an experiment.
 
     Args:
         manifest: run record.
-        config: loaded config; its cache is set.
+        experiment: names the images and the depth model.
         cache_root: where the cache is kept.
         splits: splits whose images are needed.
 
@@ -70,31 +62,28 @@ def run_depth_stage(manifest: Manifest, config: Any, cache_root: str, splits: Se
     images = merge_image_lists(
         [
             list_coco_images(paths.annotations, paths.images)
-            for paths in (existing_dataset_paths(config, split) for split in splits)
+            for paths in (existing_dataset_paths(experiment, split) for split in splits)
         ]
     )
+    model = resolve_model(experiment.depth.model)
     inputs = {
-        "model": depth_model(config),
-        "revision": config.depth.get("revision"),
-        "precision": str(config.depth.get("precision", "fp32")),
+        "model": model,
+        "model_files": digest_file_list(sorted(Path(model).glob("*"))),
+        "revision": experiment.depth.revision,
+        "precision": experiment.depth.precision,
         "cache_root": cache_root,
-        "images": digest_image_list(images),
+        "images": digest_file_list(images),
         "num_images": len(images),
     }
     if manifest.is_done("depth", inputs):
         url = str(manifest.stages["depth"].outputs["cache"])
-        logger.info("depth: done before, %d images in %s", len(images), url)
-        set_depth_cache(config, url)
-        return url
+        if "://" in url or Path(url).is_dir():
+            logger.info("depth: done before, %d images in %s", len(images), url)
+            return url
     tell_changes(manifest, "depth", inputs)
     with manifest.running("depth", inputs) as record:
         summary = compute_depth_maps(
-            images,
-            inputs["model"],
-            cache_root,
-            revision=config.depth.get("revision"),
-            precision=inputs["precision"],
-            batch_size=config.depth.get("batch_size"),
+            images, model, cache_root, **stage_one_options(experiment.depth)
         )
         record.outputs = {"cache": str(summary.cache_url)}
         record.counts = depth_counts(summary)
@@ -102,43 +91,41 @@ def run_depth_stage(manifest: Manifest, config: Any, cache_root: str, splits: Se
         manifest.fingerprints["depth"] = str(summary.fingerprint)
         if summary.num_failed:
             raise FailedItemsError(describe_depth_failures(summary.failures))
-    set_depth_cache(config, str(summary.cache_url))
     return str(summary.cache_url)
 
 
-def run_train_stage(manifest: Manifest, config: Any) -> Path:
+def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
     """Train, or go on training.
 
     Args:
         manifest: run record; its folder gets the checkpoints.
-        config: loaded config, with data sets and cache set.
+        experiment: its data sets and its cache are there.
 
     Returns:
         The final checkpoint.
 
     Raises:
-        UsageError: the run was started with other settings.
+        UsageError: the run was started as another experiment.
     """
+    inputs = train_inputs(experiment)
     record = manifest.stages.get("train")
-    if record is not None and record.state == "done":
+    if record is not None and manifest.is_done("train", inputs):
         weights = Path(record.outputs["weights"])
-        if manifest.is_done("train", train_inputs(config)) and weights.is_file():
+        if weights.is_file():
             logger.info("train: done before, %s", weights)
             return weights
-    from segtrain.run.train_settings import TrainSettings, read_settings
+    existing_dataset_paths(experiment, "train")
+    from segtrain.depth_source import open_depth
     from segtrain.run.trainer import train_model
 
-    read_settings(config.train, TrainSettings)  # a wrong setting before a missing file
-    inputs = train_inputs(config)
-    existing_dataset_paths(config, "train")
-    tell_changes(manifest, "train", inputs)
+    open_depth(experiment.depth)  # raises where there is none
     refuse_other_experiment(manifest, inputs)
     with (
         manifest.running("train", inputs) as record,
         ProgressReporter("train", "iterations") as bar,
     ):
         summary = train_model(
-            config,
+            experiment,
             manifest.folder,
             resume=True,
             on_progress=lambda iteration, max_iter, _: bar.update(iteration, max_iter),
@@ -155,12 +142,12 @@ def run_train_stage(manifest: Manifest, config: Any) -> Path:
     return Path(record.outputs["weights"])
 
 
-def run_eval_stage(manifest: Manifest, config: Any, weights: Path) -> dict[str, Any]:
+def run_eval_stage(manifest: Manifest, experiment: Experiment, weights: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on the test split.
 
     Args:
         manifest: run record; `eval/metrics.json` in its folder gets the result.
-        config: loaded config.
+        experiment: names the test split.
         weights: checkpoint.
 
     Returns:
@@ -168,28 +155,43 @@ def run_eval_stage(manifest: Manifest, config: Any, weights: Path) -> dict[str, 
     """
     file = manifest.folder / "eval" / "metrics.json"
     inputs = {
-        "weights": digest_file(weights),
-        "annotations": digest_file(existing_annotations(config, "test")),
-        "images": str(dataset_paths(config, "test").images),
-        "settings": {
-            key: value
-            for key, value in flatten(take_snapshot(config))
-            if key.startswith("dataloader.test")
-        },
+        "weights": describe_file(str(weights)),
+        "annotations": describe_file(str(existing_annotations(experiment, "test"))),
+        "images": str(dataset_paths(experiment, "test").images),
+        "cityscapes_truth": experiment.data.test_cityscapes_truth,
+        "model": experiment.to_plain()["model"],
+        "precision": experiment.train.precision,
+        "test_size": dataclasses.asdict(experiment.test_size),
     }
     if manifest.is_done("eval", inputs) and file.is_file():
         logger.info("eval: done before, %s", file)
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    existing_dataset_paths(config, "test")
+        return read_metrics(file)
+    existing_dataset_paths(experiment, "test")
     tell_changes(manifest, "eval", inputs)
     from segtrain.use.evaluation import evaluate_model
 
     with manifest.running("eval", inputs) as record, ProgressReporter("eval", "images") as bar:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        metrics = dict(evaluate_model(config, weights, file.parent, on_progress=bar.update))
-        write_atomically(file, json.dumps(to_jsonable(metrics), indent=2) + "\n")
+        evaluate_model(experiment, weights, file.parent, on_progress=bar.update)
         record.outputs = {"metrics": str(file), "weights": str(weights)}
+    return read_metrics(file)
+
+
+def read_metrics(file: Path) -> dict[str, Any]:
+    """The COCO metrics that an evaluation wrote."""
     return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def stage_one_options(settings: DepthSettings) -> dict[str, Any]:
+    """What of a config's `depth` part stage one takes; see `DepthSettings`."""
+    return {
+        "revision": settings.revision,
+        "precision": settings.precision,
+        "batch_size": settings.batch_size,
+        "device": settings.device,
+        "workers": settings.workers,
+        "shard_rows": settings.shard_rows,
+        "scheduler": settings.scheduler,
+    }
 
 
 def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **options: Any) -> Any:
@@ -199,7 +201,7 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
         images: image files.
         model: hub id or local folder.
         cache_root: where the cache is kept: a folder, a bucket, or a service.
-        options: further arguments of `depthcache.stage_one.precompute.precompute_depth`; None is left out.
+        options: further arguments of `precompute_depth`; None is left out.
 
     Returns:
         `depthcache.stage_one.precompute.PrecomputeSummary`.
@@ -232,15 +234,22 @@ def describe_depth_failures(failures: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def train_inputs(config: Any) -> dict[str, Any]:
-    """What training depends on: its part of the config and the annotation file's digest."""
-    settings = {
-        key: value
-        for key, value in flatten(take_snapshot(config))
-        if not key.startswith(_KEYS_OF_OTHER_STAGES)
-    }
-    annotations = existing_annotations(config, "train")
-    return {"settings": settings, "annotations": digest_file(annotations)}
+def train_inputs(experiment: Experiment) -> dict[str, Any]:
+    """What training depends on: settings, the content of its files, and the depth it reads.
+
+    A finished training needs its cache no more, so one that is gone has no fingerprint here.
+
+    Raises:
+        UsageError: the annotations are not there.
+    """
+    from segtrain.depth_source import open_depth
+
+    existing_annotations(experiment, "train")
+    try:
+        cache = open_depth(experiment.depth)
+    except CacheNotFoundError:
+        cache = None
+    return describe_trajectory(experiment, None if cache is None else cache.fingerprint)
 
 
 def refuse_other_experiment(manifest: Manifest, inputs: Mapping[str, Any]) -> None:
@@ -250,20 +259,12 @@ def refuse_other_experiment(manifest: Manifest, inputs: Mapping[str, Any]) -> No
         UsageError: names each field with its value before and now.
     """
     record = manifest.stages.get("train")
-    if record is None or record.state == "pending":
+    if record is None or not record.inputs:
         return
-    blocking = {
-        key: change
-        for key, change in manifest.changed("train", inputs).items()
-        if not key.removeprefix("settings.").startswith(_RESUMABLE_KEYS)
-    }
-    if blocking:
-        named = "; ".join(
-            f"{key.removeprefix('settings.')}: {text}" for key, text in blocking.items()
-        )
+    if changes := find_changes(record.inputs, inputs):
         raise UsageError(
-            f"training in {manifest.folder} was started with other settings ({named}); "
-            "set them back, or choose another --output"
+            f"training in {manifest.folder} was started with other settings, choose another "
+            f"--output: {describe_refusal(changes)}"
         )
 
 
@@ -273,13 +274,14 @@ def tell_changes(manifest: Manifest, stage: str, inputs: Mapping[str, Any]) -> N
         logger.info("%s: changed since the last run: %s: %s", stage, key, change)
 
 
-def digest_image_list(images: Sequence[Path]) -> str:
-    """Digest of names, sizes and times, so that an edited image is noticed without reading it."""
-    import hashlib
+def digest_file_list(files: Iterable[Path]) -> str:
+    """Digest of names, sizes and times, so that an edited file is noticed without reading it.
 
+    Folders do not count: a run may be moved with its images.
+    """
     digest = hashlib.sha256()
-    for path in images:
+    for path in files:
         stat = path.stat() if path.is_file() else None
-        identity = (str(path), stat.st_size, stat.st_mtime_ns) if stat else (str(path), -1, -1)
+        identity = (path.name, stat.st_size, stat.st_mtime_ns) if stat else (path.name, -1, -1)
         digest.update(repr(identity).encode())
     return digest.hexdigest()

@@ -9,9 +9,17 @@ import sys
 
 import pytest
 
+from depthcache.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheMissError,
+    CacheUnreachableError,
+    DepthCacheError,
+    ImageDecodeError,
+)
 from pipeline.cli import invoke
 from pipeline.commands.run import machine_folder
-from pipeline.config import load_config
+from pipeline.config import load_experiment
 from pipeline.errors import (
     ExitCode,
     FailedItemsError,
@@ -20,18 +28,31 @@ from pipeline.errors import (
     ServiceUnreachableError,
     UsageError,
     exit_code_of,
+    exit_codes,
 )
 from pipeline.process_settings import MALLOC_SETTINGS, needs_restart
 from pipeline.runs.manifest import open_manifest
 from pipeline.runs.stages import run_train_stage, train_inputs
-
-
-class CacheCorruptError(Exception):
-    """Same name as the cache package's."""
+from segtrain.errors import CheckpointError, NonFiniteLossError, SegtrainError
 
 
 class ShardCorruptError(CacheCorruptError):
     """A subclass that the table does not name."""
+
+
+def every_class_of(base: type[Exception]) -> list[type[Exception]]:
+    """The classes of the error tree in the module that defines its root."""
+    tree = [base]
+    for cls in tree:
+        tree += [sub for sub in cls.__subclasses__() if sub.__module__ == base.__module__]
+    return tree
+
+
+@pytest.mark.parametrize("base", [DepthCacheError, SegtrainError])
+def test_every_error_of_the_packages_below_has_a_code(base):
+    classes = every_class_of(base)
+    assert len(classes) >= 7
+    assert {cls.__name__ for cls in classes if cls not in exit_codes()} == set()
 
 
 @pytest.mark.parametrize(
@@ -43,6 +64,13 @@ class ShardCorruptError(CacheCorruptError):
         (IntegrityError("x"), 4),
         (ServiceUnreachableError("x"), 5),
         (ShardCorruptError("x"), 4),
+        (CacheMissError("x"), 1),
+        (CacheIncompleteError("x"), 3),
+        (CacheUnreachableError("x"), 5),
+        (ImageDecodeError("x"), 2),
+        (CheckpointError("x"), 2),
+        (NonFiniteLossError("x"), 1),
+        (PermissionError("x"), 2),
         (FileNotFoundError("x"), 2),
         (RuntimeError("x"), 1),
         (KeyboardInterrupt(), 130),
@@ -96,7 +124,7 @@ def test_evaluation_without_data_says_how_to_name_it_and_nothing_else(tmp_path):
 
 def test_finished_training_needs_no_images(tmp_path):
     weights, images = tmp_path / "model_final.pth", tmp_path / "images"
-    config = load_config(
+    config = load_experiment(
         "configs/demo/full.py", ["data.train_json=README.md", f"data.train_images={images}"]
     )
     manifest = open_manifest(tmp_path, command=[], config={}, stages=["train"])
@@ -194,8 +222,11 @@ def test_run_folder_is_the_option_then_the_configs_then_named_after_it(
 
 
 def test_each_machine_has_its_own_folder(tmp_path):
-    second = load_config("configs/demo/full.py", ["train.num_machines=2", "train.machine_rank=1"])
-    assert machine_folder(tmp_path, load_config("configs/demo/full.py")) == tmp_path
+    second = load_experiment(
+        "configs/demo/full.py",
+        ["train.num_machines=2", "train.machine_rank=1", "train.dist_url=tcp://a:1"],
+    )
+    assert machine_folder(tmp_path, load_experiment("configs/demo/full.py")) == tmp_path
     assert machine_folder(tmp_path, second) == tmp_path / "machine-1"
     # `pipeline resume` names the machine's folder itself.
     assert machine_folder(tmp_path / "machine-1", second) == tmp_path / "machine-1"

@@ -1,0 +1,90 @@
+"""Finished runs, read from their folders, and the report on them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.report.page import RunResult, write_report
+from pipeline.runs.manifest import Manifest, load_manifest
+from segtrain.run.resume_rules import describe_file
+
+logger = logging.getLogger(__name__)
+
+
+def run_report_stage(manifest: Manifest, results: Sequence[RunResult]) -> Path:
+    """Write `report.html` of a run, unless it shows these results already.
+
+    Args:
+        manifest: run record; the report lies in its folder.
+        results: what it shows; the last one is captioned as the run's own method.
+    """
+    path = manifest.folder / "report.html"
+    inputs = {
+        result.name: {
+            "weights": describe_file(str(result.weights)),
+            "metrics": dict(result.metrics),
+            "curves": describe_file(str(result.folder / "metrics.jsonl")),
+        }
+        for result in results
+    }
+    if manifest.is_done("report", inputs) and path.is_file():
+        logger.info("report: written before, %s", path)
+        return path
+    with manifest.running("report", inputs) as record:
+        write_report(
+            path, results, coverage=describe_coverage(manifest), environment=manifest.environment
+        )
+        record.outputs = {"report": str(path)}
+    return path
+
+
+def load_result(folder: Path) -> tuple[RunResult, Manifest]:
+    """Read a finished run from its folder.
+
+    Args:
+        folder: run folder.
+
+    Raises:
+        UsageError: the run has no evaluation yet.
+    """
+    from pipeline.config import load_experiment
+    from pipeline.runs.run_config import make_absent_demo_data
+
+    manifest = load_manifest(folder)
+    file = folder / "eval" / "metrics.json"
+    if not file.is_file() or "path" not in manifest.config:
+        raise UsageError(f"{folder} is not evaluated yet; `pipeline resume {folder}` goes on")
+    path = manifest.config["path"]
+    experiment = load_experiment(path, manifest.config["assignments"])
+    experiment = make_absent_demo_data(path, experiment, folder)
+    depth = manifest.stages.get("depth")
+    if depth is not None and "cache" in depth.outputs:
+        experiment = experiment.with_depth_cache(depth.outputs["cache"])
+    train = manifest.stages.get("train")
+    weights = Path(train.outputs["weights"]) if train and "weights" in train.outputs else None
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    result = RunResult(
+        name=folder.name, folder=folder, experiment=experiment, weights=weights, metrics=metrics
+    )
+    return result, manifest
+
+
+def describe_coverage(manifest: Manifest) -> dict[str, str]:
+    """What the depth stage recorded, as label → text."""
+    record = manifest.stages.get("depth")
+    if record is None or not record.counts:
+        return {}
+    num_images = record.counts.get("images", 0)
+    num_failed = record.counts.get("failed", 0)
+    share = (num_images - num_failed) / num_images if num_images else 0.0
+    return {
+        "images": str(num_images),
+        "with depth": f"{num_images - num_failed} ({share:.1%})",
+        "failed": str(num_failed),
+        "model": str(record.inputs.get("model", "")),
+        "cache": str(record.outputs.get("cache", "")),
+    }
