@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline.synth.scene_rendering import Scene
 
-_COLOURS = np.array(
+OBJECT_COLOURS = np.array(
     [
         [230, 25, 75],
         [60, 180, 75],
@@ -57,7 +57,7 @@ def draw_contact_sheet(scenes: Sequence[Scene], *, columns: int = 2) -> npt.NDAr
 def _draw_strip(scene: Scene) -> npt.NDArray[np.uint8]:
     overlay = (scene.image * 0.35).astype(np.uint8)
     for number, mask in enumerate(scene.masks):
-        tint = _COLOURS[number % len(_COLOURS)]
+        tint = OBJECT_COLOURS[number % len(OBJECT_COLOURS)]
         overlay[mask] = (0.4 * scene.image[mask] + 0.6 * tint).astype(np.uint8)
         if scene.appearances[number] == "camouflaged":
             overlay[_outline(mask)] = _OUTLINE_CAMOUFLAGED

@@ -1,0 +1,267 @@
+"""Rows of the table: what the masks learn from.
+
+Shape legend: I crops, H×W the mask grid, 8 neighbours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.mask_lab.crops import STRIDE
+from segtrain.losses.colour import rgb_to_lab
+from segtrain.losses.depth import depth_loss
+from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
+from segtrain.losses.projection import dice_distance, projection_loss
+from segtrain.mask_grid.neighbours import NEIGHBOUR_OFFSETS, neighbour_similarity
+
+COLOUR_THRESHOLD = 0.3
+DEPTH_THRESHOLD = 0.5
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Supervision:
+    """One row.
+
+    Attributes:
+        title: in the table.
+        masks: learn from the true masks (a ceiling) instead of from boxes.
+        colour_in_box: weight of the colour term with the centre pixel in the box.
+        colour: weight of the colour term over the whole crop.
+        consistency: weight of the depth consistency term.
+        consistency_in_box: its edges have the centre pixel in the box.
+        consistency_start: share of the run before it begins to grow.
+        links: `equal` for |d_p − d_q|, `planar` for the second difference of inverse depth, which
+            vanishes on every plane; both at most 2 ln 2 of 255 levels.
+        colour_cut: colour links are dropped where depth is not planar.
+        gate: the depth layer: off, multiply (Eq. 1), multiply_open (its bias starts at +3), add.
+        source: one of `scenes.SOURCES`.
+        depth_input: the network reads the depth.
+    """
+
+    title: str
+    masks: bool = False
+    colour_in_box: float = 0.0
+    colour: float = 0.0
+    consistency: float = 0.0
+    consistency_in_box: bool = False
+    consistency_start: float = 0.0
+    links: str = "equal"
+    colour_cut: bool = False
+    gate: str = "off"
+    source: str = "sensed"
+    depth_input: bool = False
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Targets:
+    """What a batch may learn from.
+
+    Attributes:
+        colour_links_I8HW: bool, see `colour_links`.
+        inverse_depth_255_ISS: float32, of one source.
+        masks_IHW: bool; only ceilings read them.
+        extents_I4: cells that each box fills.
+    """
+
+    colour_links_I8HW: torch.Tensor
+    inverse_depth_255_ISS: torch.Tensor
+    masks_IHW: torch.Tensor
+    extents_I4: torch.Tensor
+
+
+def _row(title: str, **settings: object) -> Supervision:
+    """Colour over the whole crop is what all rows but the first share."""
+    return Supervision(**{"title": title, "colour": 1.0, **settings})  # type: ignore[arg-type]
+
+
+ROWS = {
+    "boxinst": Supervision(title="BoxInst: colour, centre in the box", colour_in_box=1.0),
+    "colour": _row("colour over the whole crop"),
+    "control": _row("**control**: colour over the whole crop, twice", colour=2.0),
+    "loss": _row("sensed depth as a loss, whole crop", consistency=1.0),
+    "both": _row("sensed depth as loss and input", consistency=1.0, depth_input=True),
+    "input": _row("sensed depth as input, colour twice", colour=2.0, depth_input=True),
+    "masks": _row("ceiling: true masks", masks=True),
+    "loss_predicted": _row(
+        "predicted depth as a loss, whole crop", consistency=1.0, source="predicted"
+    ),
+    "both_predicted": _row(
+        "predicted depth as loss and input", consistency=1.0, source="predicted", depth_input=True
+    ),
+    "input_predicted": _row(
+        "predicted depth as input, colour twice", colour=2.0, source="predicted", depth_input=True
+    ),
+    "cut": _row("sensed depth cuts colour links", consistency=1.0, colour_cut=True),
+    "cut_both": _row(
+        "sensed depth cuts colour links, and is input",
+        consistency=1.0,
+        colour_cut=True,
+        depth_input=True,
+    ),
+    "loss_in_box": _row("… as a loss in the box", consistency=1.0, consistency_in_box=True),
+    "loss_planar": _row("… as a loss, slant-invariant links", consistency=1.0, links="planar"),
+    "loss_delayed": _row("… as a loss from half the run", consistency=1.0, consistency_start=0.5),
+    "paper": Supervision(
+        title="the paper's: colour in the box, depth layer and consistency, sensed",
+        colour_in_box=1.0,
+        consistency=1.0,
+        gate="multiply",
+    ),
+    "masks_input": _row("ceiling: true masks, sensed depth as input", masks=True, depth_input=True),
+    "both_other": _row(
+        "the depth of **another scene** as loss and input",
+        consistency=1.0,
+        depth_input=True,
+        source="other_scene",
+    ),
+    "both_noise_2": _row(
+        "… with noise of 2 of 255 levels", consistency=1.0, depth_input=True, source="noise_2"
+    ),
+    "both_noise_4": _row("… of 4 levels", consistency=1.0, depth_input=True, source="noise_4"),
+    "both_noise_8": _row("… of 8 levels", consistency=1.0, depth_input=True, source="noise_8"),
+    "both_inverted": _row(
+        "… with farther as larger", consistency=1.0, depth_input=True, source="inverted"
+    ),
+    "gate": _row("… as a loss, and the depth layer multiplies", consistency=1.0, gate="multiply"),
+    "gate_open": _row("… likewise, opened by a bias of 3", consistency=1.0, gate="multiply_open"),
+    "gate_add": _row("… and the depth layer adds", consistency=1.0, gate="add"),
+}
+
+
+def mask_losses(
+    mask_logits_IHW: torch.Tensor,
+    depth_logits_IHW: torch.Tensor,
+    targets: Targets,
+    row: Supervision,
+    *,
+    progress: float,
+    warmup: float,
+) -> dict[str, torch.Tensor]:
+    """The row's losses.
+
+    Args:
+        mask_logits_IHW: log-odds, gated if the row says so.
+        depth_logits_IHW: of the depth layer.
+        targets: what they may learn from.
+        row: which losses.
+        progress: share of the run that is done, 0..1.
+        warmup: share of the run over which pairwise terms grow to full weight.
+    """
+    if row.masks:
+        target = targets.masks_IHW.to(mask_logits_IHW.dtype)
+        return {
+            "dice": dice_distance(mask_logits_IHW.sigmoid(), target).mean(),
+            "cross_entropy": F.binary_cross_entropy_with_logits(mask_logits_IHW, target),
+        }
+    losses = {"projection": projection_loss(mask_logits_IHW, targets.extents_I4)}
+    box, whole = targets.extents_I4, _whole_extents(mask_logits_IHW)
+    colour = targets.colour_links_I8HW
+    if row.colour_cut:
+        colour = colour & depth_links(targets.inverse_depth_255_ISS, "planar")
+    depth = depth_links(targets.inverse_depth_255_ISS, row.links)
+    ramp = min(progress / warmup, 1.0)
+    late = max(progress - row.consistency_start, 0.0)
+    terms = [
+        ("colour_in_box", row.colour_in_box * ramp, colour, box),
+        ("colour", row.colour * ramp, colour, whole),
+        (
+            "consistency",
+            row.consistency * min(late / warmup, 1.0),
+            depth,
+            box if row.consistency_in_box else whole,
+        ),
+    ]
+    terms = [term for term in terms if term[1] > 0]
+    if terms:
+        names, weights, edges, extents = zip(*terms, strict=True)
+        indices = torch.arange(len(mask_logits_IHW))
+        values = pairwise_losses(mask_logits_IHW, edges, indices, extents)
+        losses |= {n: w * v for n, w, v in zip(names, weights, values, strict=True)}
+    if row.gate != "off":
+        target = _on_mask_grid(targets.inverse_depth_255_ISS[:, None])[:, 0]
+        indices = torch.arange(len(mask_logits_IHW))
+        losses["depth"] = ramp * depth_loss(depth_logits_IHW.sigmoid(), target, indices, box)
+    return losses
+
+
+def gate_masks(
+    mask_logits_IHW: torch.Tensor, depth_logits_IHW: torch.Tensor, gate: str
+) -> torch.Tensor:
+    """Mask logits after the depth layer; `multiply` is Eq. 1 of arXiv 2403.01214.
+
+    Raises:
+        ValueError: an unknown gate.
+    """
+    if gate == "off":
+        return mask_logits_IHW
+    if gate == "multiply":
+        return mask_logits_IHW * depth_logits_IHW.sigmoid()
+    if gate == "multiply_open":
+        return mask_logits_IHW * (depth_logits_IHW + 3).sigmoid()
+    if gate == "add":
+        return mask_logits_IHW + depth_logits_IHW.sigmoid()
+    raise ValueError(f"gate is {gate!r}; expected off, multiply, multiply_open or add")
+
+
+def colour_links(images_I3SS: torch.Tensor) -> torch.Tensor:
+    """(I, 8, H, W) bool: neighbours of similar colour, as in BoxInst; RGB in 0..255."""
+    lab = rgb_to_lab(_on_mask_grid(images_I3SS).to(torch.uint8))
+    return edges_from_similarity(
+        neighbour_similarity(lab, torch.ones_like(lab[:, 0])), COLOUR_THRESHOLD
+    )
+
+
+def depth_links(inverse_depth_255_ISS: torch.Tensor, kind: str) -> torch.Tensor:
+    """(I, 8, H, W) bool: neighbours that are equally near, or that go on in one plane.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    depth = _on_mask_grid(inverse_depth_255_ISS[:, None])
+    inside = torch.ones_like(depth[:, 0])
+    if kind == "equal":
+        return edges_from_similarity(neighbour_similarity(depth, inside), DEPTH_THRESHOLD)
+    if kind == "planar":
+        return edges_from_similarity(_planar_similarity(depth[:, 0]), DEPTH_THRESHOLD)
+    raise ValueError(f"links is {kind!r}; expected equal or planar")
+
+
+def _planar_similarity(depth_IHW: torch.Tensor) -> torch.Tensor:
+    """exp(−e / 2), e how far a neighbour lies off the line through the pixel and the one before.
+
+    Inverse depth of a plane is affine in the image, so e = |d_{p−o} − 2 d_p + d_{p+o}| is 0 on it.
+    The smaller of the two ends' errors counts: the pixel before may lie across a border. At the
+    map's border the line is taken to be flat.
+    """
+    reach = max(abs(step) for offset in NEIGHBOUR_OFFSETS for step in offset)
+    height, width = depth_IHW.shape[1:]
+    padded = F.pad(depth_IHW[:, None], (2 * reach,) * 4, mode="replicate")[:, 0]
+
+    def moved(dy: int, dx: int) -> torch.Tensor:
+        y, x = 2 * reach + dy, 2 * reach + dx
+        return padded[:, y : y + height, x : x + width]
+
+    similarity = depth_IHW.new_zeros(len(depth_IHW), 8, height, width)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    for direction, (dy, dx) in enumerate(NEIGHBOUR_OFFSETS):
+        here, there = moved(0, 0), moved(dy, dx)
+        error = torch.minimum(
+            (moved(-dy, -dx) - 2 * here + there).abs(),
+            (here - 2 * there + moved(2 * dy, 2 * dx)).abs(),
+        )
+        inside = (rows + dy >= 0) & (rows + dy < height) & (columns + dx >= 0)
+        inside = inside & (columns + dx < width)
+        similarity[:, direction] = torch.exp(-0.5 * error) * inside
+    return similarity
+
+
+def _on_mask_grid(maps_ICSS: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(maps_ICSS, STRIDE)
+
+
+def _whole_extents(logits_IHW: torch.Tensor) -> torch.Tensor:
+    count, height, width = logits_IHW.shape
+    return torch.tensor([[0, height, 0, width]]).repeat(count, 1)
