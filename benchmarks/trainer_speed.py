@@ -191,10 +191,12 @@ def build_model(program: str, **settings: Any) -> Any:
 
         model: Any = TextbookBoxInst(score_threshold=settings.get("score_threshold", 0.05))
     else:
+        from segtrain.cpu_kernels.acceleration import accelerate
         from segtrain.modeling.backbones import build_resnet_fpn
         from segtrain.modeling.build import build_condinst
 
         model = build_condinst(backbone=build_resnet_fpn(50), num_classes=80, **settings)
+        accelerate(model)
     state = model.state_dict()
     generator = torch.Generator().manual_seed(1)
     for name, value in state.items():

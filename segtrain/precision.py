@@ -18,15 +18,3 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def runs_on_cpu_kernels(x: torch.Tensor) -> bool:
-    """Whether a layer may take this project's own way on CPUs: not on a GPU, in an export or graph.
-
-    An ONNX file or a compiled graph is to hold torch's ordinary operators.
-    """
-    return (
-        x.device.type == "cpu"
-        and not torch.onnx.is_in_onnx_export()
-        and not torch.compiler.is_compiling()
-    )

@@ -1,1 +1,1 @@
-"""Faster ways through the same layers on CPUs."""
+"""Faster ways through the same layers on CPUs; `acceleration.accelerate` opens them."""

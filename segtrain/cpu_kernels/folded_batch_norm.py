@@ -8,17 +8,19 @@ torch's compiler uses for the same purpose.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d
 from detectron2.modeling.backbone import BottleneckBlock
 from detectron2.modeling.backbone.resnet import BasicStem
-from torch import nn
 from torch.nn import functional as F
 
-from segtrain.cpu_kernels.winograd import convolve_3x3, is_plain_3x3, tiled_dtype
-from segtrain.precision import runs_on_cpu_kernels
+from segtrain.cpu_kernels.winograd import (
+    convolve_3x3,
+    is_plain_3x3,
+    runs_on_cpu_kernels,
+    tiled_dtype,
+)
+from segtrain.modeling.backbones import DeformableBottleneck
 
 
 class FoldedConv2d(Conv2d):
@@ -103,15 +105,16 @@ class FoldedBottleneck(BottleneckBlock):
         return output
 
 
-def fold_batch_norms(body: nn.Module) -> None:
-    """Turn the layers of a ResNet with frozen batch norms into those of this file, in place."""
-    folded: dict[Any, Any] = {BasicStem: FoldedStem, BottleneckBlock: FoldedBottleneck}
-    for module in body.modules():
-        kind: Any = type(module)
-        if kind is Conv2d and isinstance(module.norm, FrozenBatchNorm2d):
-            module.__class__ = FoldedConv2d
-        elif kind in folded:
-            module.__class__ = folded[kind]
+class FoldedDeformableBottleneck(DeformableBottleneck):
+    """The same with a deformable convolution in the middle."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform and add."""
+        hidden = self.conv1.forward_relu(x)
+        hidden = F.relu_(self.conv2(hidden, self.conv2_offset(hidden)))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        output: torch.Tensor = self.conv3.forward_add_relu(hidden, shortcut)
+        return output
 
 
 def _fusing_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:

@@ -21,8 +21,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from segtrain.precision import runs_on_cpu_kernels
-
 TILE = 4
 _WINDOW = TILE + 2
 _Matrix = tuple[tuple[float, ...], ...]
@@ -156,16 +154,16 @@ _TRANSFORMS = {
 _CONSTANT_FREQUENCY = 7
 
 
-class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution of stride 1 and padding 1, by the faster way."""
+def runs_on_cpu_kernels(x: torch.Tensor) -> bool:
+    """Whether a layer may take this project's own way on CPUs: not on a GPU, in an export or graph.
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve."""
-        return convolve_3x3(x, self.weight, self.bias)
-
-    def forward_levels(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Convolve each level of a pyramid."""
-        return convolve_levels_3x3(levels, self.weight, self.bias)
+    An ONNX file or a compiled graph is to hold torch's ordinary operators.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.onnx.is_in_onnx_export()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def convolve_3x3(

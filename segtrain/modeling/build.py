@@ -11,6 +11,7 @@ from torch import nn
 from segtrain.losses.mask_supervision import LossSettings, MaskSupervision
 from segtrain.losses.supervision import Distillation, Supervision
 from segtrain.modeling.condinst import CondInst
+from segtrain.modeling.condinst_network import CondInstNetwork
 from segtrain.modeling.dynamic_mask_head import MaskSettings
 from segtrain.modeling.fcos import FCOSSettings
 
@@ -35,7 +36,7 @@ def build_condinst(
         supervision: "boxes", "masks" or "mixed" of `LossSettings`, or an object that supervises.
         distillation: what makes a teacher; None without.
         **settings: fields of `FCOSSettings`, `MaskSettings` and, unless `supervision` is an object,
-            `LossSettings`; further arguments of `CondInst`.
+            `LossSettings`; further arguments of `CondInst` and `CondInstNetwork`.
 
     Raises:
         TypeError: an argument that nothing reads.
@@ -68,9 +69,9 @@ def build_condinst(
 def _flat_signature() -> inspect.Signature:
     """What `build_condinst` takes, spelled out for `--set` and for readers of `help`."""
     taken: dict[str, inspect.Parameter] = {}
-    for source in (build_condinst, *_SETTINGS, CondInst):
+    for source in (build_condinst, *_SETTINGS, CondInst, CondInstNetwork):
         for name, parameter in inspect.signature(source).parameters.items():
-            if name not in ("settings", "fcos", "mask"):
+            if name not in ("settings", "network", "fcos", "mask"):
                 taken.setdefault(name, parameter)
     return inspect.Signature(list(taken.values()), return_annotation=CondInst)
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from segtrain.cpu_kernels.winograd import Conv3x3, convolve_levels_3x3
 from segtrain.losses.detector import Quality
 from segtrain.modeling.fcos_targets import STRIDES, level_locations
 
@@ -31,7 +31,8 @@ class FCOSSettings:
         centre_on_bitmask: sample around the centroid of the filled pixels, as BoxInst trains.
         sampling_radius: of centre sampling, in strides.
         tower_depth: convolutions in each tower.
-        score_threshold: least class probability of a candidate.
+        score_threshold: least score of a candidate.
+        threshold_on: what that score is: its "class" probability, or "class_times_quality".
         num_before_nms: candidates per level and image.
         nms_threshold: IoU above which a lower-scored box of the same class is dropped.
         num_detections: per image, after NMS.
@@ -42,9 +43,18 @@ class FCOSSettings:
     sampling_radius: float = 1.5
     tower_depth: int = 4
     score_threshold: float = 0.05
+    threshold_on: Literal["class", "class_times_quality"] = "class"
     num_before_nms: int = 1000
     nms_threshold: float = 0.6
     num_detections: int = 100
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("quality", ("centerness", "iou")),
+            ("threshold_on", ("class", "class_times_quality")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
 
 
 class Scale(nn.Module):
@@ -65,7 +75,7 @@ class Tower(nn.Sequential):
     def __init__(self, channels: int, depth: int, groups: int) -> None:
         super().__init__()
         for _ in range(depth):
-            self.append(Conv3x3(channels, channels, 3, padding=1))
+            self.append(nn.Conv2d(channels, channels, 3, padding=1))
             self.append(nn.GroupNorm(groups, channels))
             self.append(nn.ReLU(inplace=True))
 
@@ -73,10 +83,7 @@ class Tower(nn.Sequential):
         """Features of each level."""
         levels = list(features)
         for layer in self:
-            if isinstance(layer, Conv3x3):
-                levels = layer.forward_levels(levels)
-            else:
-                levels = [layer(level) for level in levels]
+            levels = [layer(level) for level in levels]
         return levels
 
 
@@ -94,7 +101,7 @@ class FCOSHead(nn.Module):
         groups = max(channels // 8, 1)  # 32 groups of 8 at the published width
         self.cls_tower = Tower(channels, depth, groups)
         self.bbox_tower = Tower(channels, depth, groups)
-        self.cls_logits = Conv3x3(channels, num_classes, 3, padding=1)
+        self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.ctrness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in STRIDES)
@@ -112,10 +119,17 @@ class FCOSHead(nn.Module):
     ) -> list[torch.Tensor]:
         """Classification logits of each level, (B, K, H, W); of all classes by default."""
         levels = self.cls_tower(features)
-        if classes_K is None:
-            return self.cls_logits.forward_levels(levels)
-        weight, bias = self.cls_logits.weight[classes_K], self.cls_logits.bias
-        return convolve_levels_3x3(levels, weight, None if bias is None else bias[classes_K])
+        weight, bias = self.cls_logits.weight, self.cls_logits.bias
+        if classes_K is not None:
+            weight, bias = weight[classes_K], None if bias is None else bias[classes_K]
+        return self.convolve(levels, weight, bias)
+
+    @staticmethod
+    def convolve(
+        levels: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """A 3×3 convolution of each level."""
+        return [F.conv2d(level, weight, bias, padding=1) for level in levels]
 
     def box_features(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Output of the box tower on each level."""
@@ -228,7 +242,7 @@ def detect(
 ) -> list[Detections]:
     """Detections of every image from dense predictions.
 
-    Candidates are the locations and classes with a class probability above the threshold, the best
+    Candidates are the locations and classes with a score above the threshold, the best
     `num_before_nms` per level by class × quality; then class-wise NMS. Source: FCOS, arXiv
     1904.01355.
 
@@ -276,7 +290,9 @@ def _level_candidates(
         class_logits_KHW = class_logits_KHW[wanted]
     probabilities = class_logits_KHW.float().sigmoid().flatten(1)
     quality = quality_1HW.float().sigmoid().flatten()
-    classes, places = torch.nonzero(probabilities > settings.score_threshold, as_tuple=True)
+    by_class = settings.threshold_on == "class"
+    asked = probabilities if by_class else probabilities * quality
+    classes, places = torch.nonzero(asked > settings.score_threshold, as_tuple=True)
     scores = probabilities[classes, places] * quality[places]
     best = scores.topk(min(settings.num_before_nms, len(scores))).indices
     classes, places = classes[best], places[best]

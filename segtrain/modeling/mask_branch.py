@@ -8,7 +8,6 @@ import torch
 from detectron2.layers import get_norm
 from torch import nn
 
-from segtrain.cpu_kernels.winograd import Conv3x3
 from segtrain.mask_grid.upsampling import aligned_bilinear
 from segtrain.precision import widen
 
@@ -51,6 +50,6 @@ class MaskBranch(nn.Module):
 
 
 def _block(in_channels: int, channels: int, norm: str) -> nn.Sequential:
-    convolution = Conv3x3(in_channels, channels, 3, padding=1, bias=False)
+    convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, get_norm(norm, channels), nn.ReLU(inplace=True))

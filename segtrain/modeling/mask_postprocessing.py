@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
 from segtrain.mask_grid.upsampling import aligned_bilinear
+from segtrain.modeling.fcos import Detections
 
 MASK_THRESHOLD = 0.5
 # Floating-point pixels that one chunk of masks may take at full resolution.
 _PIXELS_PER_CHUNK = 16_000_000
+
+
+def finish_detections(
+    detections: Detections,
+    mask_logits_DHW: torch.Tensor,
+    image_size: Sequence[int],
+    output_size: tuple[int, int],
+    *,
+    encode: bool,
+) -> Instances:
+    """Detections of a resized image as Instances of the original one.
+
+    A box predicted in the padding may not reach into the image; those are left out.
+
+    Args:
+        detections: of the resized image.
+        mask_logits_DHW: at stride 4 of its padded form.
+        image_size: height and width of the resized image.
+        output_size: of the original one.
+        encode: masks as `pred_masks_rle` rather than `pred_masks`.
+    """
+    size = (int(image_size[0]), int(image_size[1]))
+    boxes = Boxes(detections.boxes.clone())
+    boxes.clip(size)
+    boxes.scale(output_size[1] / size[1], output_size[0] / size[0])
+    is_seen = boxes.nonempty()
+    instances = Instances(output_size)
+    instances.pred_boxes = boxes[is_seen]
+    instances.scores = detections.scores[is_seen]
+    instances.pred_classes = detections.classes[is_seen]
+    if encode:
+        instances.pred_masks_rle = encoded_masks(mask_logits_DHW[is_seen], size, output_size)
+    else:
+        instances.pred_masks = full_size_masks(mask_logits_DHW[is_seen], size, output_size)
+    return instances
 
 
 def full_size_masks(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from detectron2.config import instantiate
 
+from segtrain.cpu_kernels.acceleration import accelerate
 from segtrain.data.loader import InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
 from segtrain.data.segmentations import encode_mask
@@ -79,6 +80,7 @@ def load_trained_model(
     device = choose_device(settings.device)
     network: Any = instantiate(experiment.model)
     extra = load_weights(network, weights)
+    accelerate(network)
     # Maps are channels-last, and else every convolution would turn its weights again.
     network.to(device=device, memory_format=torch.channels_last).eval()
     # Each mask becomes RLE as soon as it has its full size, so memory does not grow with them.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from detectron2.modeling.backbone import Backbone
 
+from segtrain.cpu_kernels.acceleration import accelerate
 from segtrain.modeling.backbones import build_resnet_fpn, build_swin_fpn, build_timm_fpn
 
 
@@ -57,6 +60,8 @@ def test_fused_layers_compute_what_the_layers_of_training_do(
 ) -> None:
     torch.manual_seed(0)
     backbone = build_resnet_fpn(50, deformable=deformable, out_channels=16, freeze_at=0)
+    plain = copy.deepcopy(backbone)
+    accelerate(backbone)
     image = torch.randn(2, 3, 96, 160).to(memory_format=memory_format)
     original = image.clone()
     with torch.no_grad():
@@ -66,6 +71,9 @@ def test_fused_layers_compute_what_the_layers_of_training_do(
             if name.endswith("conv3.norm.weight"):
                 value.fill_(0.1)
         fused = [level.clone() for level in backbone(image).values()]
+    plain.load_state_dict(backbone.state_dict())
+    for level, expected in zip(fused, plain(image).values(), strict=True):
+        torch.testing.assert_close(level, expected.detach(), rtol=1e-3, atol=1e-3)
     for level, expected in zip(fused, backbone(image).values(), strict=True):
         assert expected.requires_grad
         torch.testing.assert_close(level, expected.detach(), rtol=1e-5, atol=1e-5)
