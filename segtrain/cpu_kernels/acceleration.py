@@ -75,7 +75,8 @@ class TiledFCOSHead(FCOSHead):
 
 def accelerate(model: nn.Module) -> None:
     """Let a model's convolutions take the faster ways of this folder, in place."""
-    for module in model.modules():
+    modules: list[Any] = list(model.modules())
+    for module in modules:
         kind: Any = type(module)
         if kind is Tower:
             module.__class__ = TiledTower

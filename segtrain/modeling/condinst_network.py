@@ -18,7 +18,7 @@ from segtrain.modeling.dynamic_mask_head import (
     SIZES_OF_INTEREST,
     DepthForm,
     MaskSettings,
-    nummask_parameters,
+    num_mask_parameters,
     run_dynamic_head,
 )
 from segtrain.modeling.fcos import (
@@ -91,7 +91,7 @@ class CondInstNetwork(nn.Module):
         self.mask_head = MaskHeadState()
         self.controller = nn.Conv2d(
             feature_channels,
-            nummask_parameters(mask.mask_channels, depth_layer=mask.depth_layer),
+            num_mask_parameters(mask.mask_channels, depth_layer=mask.depth_layer),
             3,
             padding=1,
         )

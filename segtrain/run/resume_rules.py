@@ -21,6 +21,7 @@ FREE_ON_RESUME = {
         "log_period",
         "tensorboard",
         "output_dir",
+        "deliver",
         "num_processes",
         "num_machines",
         "machine_rank",

@@ -59,6 +59,7 @@ class TrainSettings:
         machine_rank: of this machine.
         dist_url: address of the first process, `tcp://HOST:PORT`; `auto` on one machine.
         distill_from: share of the run after which the teacher teaches; None means never.
+        deliver: whose weights are the final ones, the `student`'s or the `teacher`'s.
         teacher_momentum: of the teacher's moving average.
         teacher_short_side: short side of the teacher's view; None means the student's.
         teacher_max_size: bound on the longer side of the teacher's view.
@@ -83,6 +84,7 @@ class TrainSettings:
     machine_rank: int = 0
     dist_url: str = "auto"
     distill_from: float | None = None
+    deliver: str = "student"
     teacher_momentum: float = 0.999
     teacher_short_side: int | None = 800
     teacher_max_size: int = 1333
@@ -116,6 +118,13 @@ class TrainSettings:
             raise TrainingConfigError(
                 "train.dist_url=auto finds no process of another machine; set it to "
                 "tcp://HOST:PORT on all of them, with an address of machine 0 and a free port there"
+            )
+        if self.deliver not in ("student", "teacher"):
+            raise TrainingConfigError(f"train.deliver={self.deliver!r} is not student or teacher")
+        if self.deliver == "teacher" and self.distill_from is None:
+            raise TrainingConfigError(
+                "train.deliver=teacher, but there is none; set train.distill_from, or "
+                "train.deliver=student"
             )
         if self.distill_from is not None and not 0 <= self.distill_from <= 1:
             raise TrainingConfigError(

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,9 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segtrain.data.coco_boxes import BoxDataset, read_coco_boxes, require_image_files
-from segtrain.data.loader import iterate_batches
-from segtrain.data.mapper import TeacherView, TrainingMapper
-from segtrain.data.sampler import ResumableBatchSampler
-from segtrain.depth_source import describe_fill_command, open_depth
-from segtrain.errors import (
-    CheckpointError,
-    NonFiniteLossError,
-    SegtrainError,
-    TrainingConfigError,
-)
+from segtrain.cpu_kernels.acceleration import accelerate
+from segtrain.depth_source import open_depth
+from segtrain.errors import CheckpointError
 from segtrain.losses.supervision import MaskTeacher
 from segtrain.process_group import average_batch_statistics
 from segtrain.run.checkpoints import (
@@ -51,9 +42,11 @@ from segtrain.run.checkpoints import (
 )
 from segtrain.run.determinism import deterministic_algorithms
 from segtrain.run.experiment import Experiment, read_experiment
+from segtrain.run.finite_steps import raise_non_finite, require_finite_losses
 from segtrain.run.joint_checkpoints import load_newest_state
 from segtrain.run.metrics_log import MetricsLog
 from segtrain.run.optimizer import build_optimizer, scale_learning_rate
+from segtrain.run.processes import run_in_processes
 from segtrain.run.resume_rules import describe_refusal, describe_trajectory, find_changes
 from segtrain.run.schedule import learning_rate_factor
 from segtrain.run.train_settings import (
@@ -61,18 +54,14 @@ from segtrain.run.train_settings import (
     choose_device,
     distillation_start,
     require_consistent_settings,
-    require_num_classes,
     require_precision,
 )
+from segtrain.run.training_data import Batch, iterate_training_batches, read_training_data
+from segtrain.run.training_log import MetricsWindow, log_start, report_progress
 
 logger = logging.getLogger(__name__)
 
-Batch = list[dict[str, Any]]
 OnProgress = Callable[[int, int, dict[str, float]], None]
-
-# Masks that fill this share of their boxes are boxes: projection loss alone can do that.
-FULL_BOX_RATIO = 0.95
-FILL_RATIO_METRIC = "mask_box_fill_ratio"
 
 _SUMMARY_FILE = "train_summary.json"
 
@@ -99,26 +88,6 @@ class TrainSummary:
     seconds: float
     last_metrics: dict[str, float]
     dropped: dict[str, int]
-
-
-@dataclass
-class MetricsWindow:
-    """Sums of the values since the last row of metrics.jsonl."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, values: dict[str, float]) -> None:
-        """Take one iteration's values in."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def pop_means(self) -> dict[str, float]:
-        """Mean of each value, and start anew."""
-        means = {name: total / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
-        return means
 
 
 def train_model(
@@ -150,57 +119,12 @@ def train_model(
     if num_processes == 1 or torch.distributed.is_initialized():
         return Trainer(experiment, run_dir, resume=resume, on_progress=on_progress).train()
 
-    from detectron2.engine import launch
-    from torch.multiprocessing import get_context
-    from torch.multiprocessing.spawn import ProcessRaisedException
-
-    # A process's own error comes back through here; torch would bury it in a traceback's text.
-    failures: Any = get_context("spawn").SimpleQueue()
-    try:
-        launch(
-            _train_in_process,
-            settings.num_processes,
-            num_machines=settings.num_machines,
-            machine_rank=settings.machine_rank,
-            dist_url=settings.dist_url,
-            args=(experiment, run_dir, resume, failures, _LogStyle.current()),
-        )
-    except ProcessRaisedException as error:
-        if failures.empty():
-            raise
-        raise failures.get() from error
+    run_in_processes(_train_in_process, settings, (experiment, run_dir, resume))
     return TrainSummary(**json.loads((run_dir / _SUMMARY_FILE).read_text()))
 
 
-@dataclass(frozen=True)
-class _LogStyle:
-    """Level and form of this process's log, for processes that start without one."""
-
-    level: int
-    text: str
-    time: str | None
-
-    @classmethod
-    def current(cls) -> _LogStyle:
-        root = logging.getLogger()
-        formatter = next((h.formatter for h in root.handlers if h.formatter), logging.Formatter())
-        return cls(root.level, formatter._fmt or logging.BASIC_FORMAT, formatter.datefmt)
-
-    def apply(self) -> None:
-        """One process tells what all do; a warning may be one's own."""
-        level = self.level if comm.is_main_process() else max(self.level, logging.WARNING)
-        logging.basicConfig(level=level, format=self.text, datefmt=self.time)
-
-
-def _train_in_process(
-    experiment: Experiment, run_dir: Path, resume: bool, failures: Any, log_style: _LogStyle
-) -> None:
-    log_style.apply()
-    try:
-        Trainer(experiment, run_dir, resume=resume).train()
-    except SegtrainError as error:
-        failures.put(error)
-        raise
+def _train_in_process(experiment: Experiment, run_dir: Path, resume: bool) -> None:
+    Trainer(experiment, run_dir, resume=resume).train()
 
 
 class Trainer:
@@ -222,22 +146,20 @@ class Trainer:
         self.settings = self.experiment.train
         self.schedule = self.experiment.schedule
         self.optimizer_settings = self.experiment.optimizer
-        self.data_settings = self.experiment.data
-        self.depth_settings = self.experiment.depth
-        self.loader_settings = self.experiment.train_loader
         self.device = choose_device(self.settings.device)
         require_precision(self.settings.precision, self.device)
 
         run_dir.mkdir(parents=True, exist_ok=True)
         seed_all(self.settings.seed)
-        self.dataset = self._read_dataset()
-        self.depth = open_depth(self.depth_settings)
+        self.dataset = read_training_data(self.experiment)
+        self.depth = open_depth(self.experiment.depth)
         self.trajectory = describe_trajectory(
             self.experiment, None if self.depth is None else self.depth.fingerprint
         )
         self.model: Any = instantiate(self.experiment.model)
+        accelerate(self.model)
         require_consistent_settings(
-            self.model, self.settings, self.data_settings, self.depth_settings
+            self.model, self.settings, self.experiment.data, self.experiment.depth
         )
         if self.settings.init_checkpoint:
             initialise_weights(self.model, self.settings.init_checkpoint)
@@ -283,9 +205,15 @@ class Trainer:
                 start_iteration=self.iteration,
                 tensorboard=self.settings.tensorboard,
             )
-            self._log_start()
+            log_start(self.experiment, self.dataset, self.device, self.learning_rate)
         self.model.train()
-        batches = self._iterate_batches()
+        batches = iterate_training_batches(
+            self.experiment,
+            self.dataset,
+            self.depth,
+            start_iteration=self.iteration,
+            pin_memory=self.device.type == "cuda",
+        )
         last_metrics: dict[str, float] = {}
         try:
             while self.iteration < self.settings.max_iter:
@@ -296,9 +224,10 @@ class Trainer:
                     self.on_progress(self.iteration, self.settings.max_iter, metrics)
                 is_last = self.iteration == self.settings.max_iter
                 if self.iteration % self.settings.log_period == 0 or is_last:
-                    last_metrics = self.window.pop_means()
+                    last_metrics = self.window.pop_joint_means()
                     if log is not None:
-                        self._report(log, last_metrics)
+                        max_iter = self.settings.max_iter
+                        report_progress(log, self.iteration, max_iter, last_metrics)
                 if self.iteration % self.settings.checkpoint_period == 0 or is_last:
                     self._save_checkpoint()
         finally:
@@ -359,7 +288,7 @@ class Trainer:
                 with autocast_to(self.settings.precision, self.device):
                     losses = self._compute_losses(batch)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
-                self._require_finite(total, losses)
+                require_finite_losses(total, losses, self.iteration, self.step_images)
                 self.scaler.scale(total / num_parts).backward()
             values = {name: value.detach() for name, value in losses.items()}
             values["total_loss"] = total.detach()
@@ -374,19 +303,6 @@ class Trainer:
         losses: dict[str, torch.Tensor] = self.forward(batch, **arguments)
         return losses
 
-    def _require_finite(self, total: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
-        is_finite = torch.isfinite(total.detach()).float()
-        if comm.get_world_size() > 1:
-            # All processes stop together; one that raised alone would leave the others waiting.
-            torch.distributed.all_reduce(is_finite, op=torch.distributed.ReduceOp.MIN)
-        if float(is_finite) == 1.0:
-            return
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-        if not bad and not math.isfinite(float(total.detach())):
-            bad = [f"total_loss = {float(total.detach())}"]
-        self._raise_non_finite(bad)
-
     def _clip_gradients(self) -> float:
         """Bound the norm of the whole gradient, if the config says so.
 
@@ -398,27 +314,13 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # The scaler skips a step that overflowed in fp16; elsewhere such a gradient is an error.
         if not bool(torch.isfinite(norm)) and not self.scaler.is_enabled():
-            self._raise_non_finite([f"gradient norm = {float(norm)}"])
+            bad = [f"gradient norm = {float(norm)}"]
+            raise_non_finite(bad, self.iteration, self.step_images)
         if self.optimizer_settings.gradient_clip_norm > 0:
             nn.utils.clip_grads_with_norm_(
                 parameters, self.optimizer_settings.gradient_clip_norm, norm
             )
         return float(norm)
-
-    def _raise_non_finite(self, bad: list[str]) -> None:
-        """Stop every process with one message: each has only seen its own terms and images."""
-        found = (
-            [(bad, self.step_images)]
-            if comm.get_world_size() == 1
-            else comm.all_gather((bad, self.step_images))
-        )
-        terms = dict.fromkeys(term for terms, _ in found for term in terms)
-        images = [image for terms, images in found if terms for image in images]
-        raise NonFiniteLossError(
-            f"iteration {self.iteration}: {', '.join(terms)}; images: {', '.join(images)}. The "
-            "weights are those before this step. Lower optimizer.learning_rate, set "
-            "optimizer.gradient_clip_norm, or look at these images"
-        )
 
     def _without_gradient_exchange(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.forward, DistributedDataParallel):
@@ -435,61 +337,9 @@ class Trainer:
             "iteration %d: %s starts as a copy of the student", self.iteration, self.teacher
         )
 
-    def _read_dataset(self) -> BoxDataset:
-        data = self.data_settings
-        if data.bad_boxes not in ("drop", "refuse"):
-            raise TrainingConfigError(f"data.bad_boxes={data.bad_boxes!r} is not drop or refuse")
-        dataset = read_coco_boxes(
-            data.train_json,
-            data.train_images,
-            keep_masks=data.use_masks,
-            keep_images_without_boxes=data.keep_images_without_boxes,
-            bad_boxes="refuse" if data.bad_boxes == "refuse" else "drop",
-        )
-        require_image_files(dataset.records, data.train_json)
-        require_num_classes(dataset.categories, data.num_classes, data.train_json)
-        return dataset
-
-    def _iterate_batches(self) -> Iterator[Batch]:
-        settings = self.settings
-        loader_settings = self.loader_settings
-        teacher_view = None
-        start = distillation_start(settings)
-        if start is not None:
-            teacher_view = TeacherView(
-                first_position=start * settings.batch_size,
-                short_side=settings.teacher_short_side,
-                max_size=settings.teacher_max_size,
-            )
-        mapper = TrainingMapper(
-            loader_settings.augmentation,
-            seed=settings.seed,
-            depth=self.depth,
-            depth_command=describe_fill_command(
-                self.depth_settings, self.data_settings.train_json, self.data_settings.train_images
-            ),
-            teacher_view=teacher_view,
-            use_masks=self.data_settings.use_masks,
-        )
-        sampler = ResumableBatchSampler(
-            len(self.dataset.records),
-            batch_size=settings.batch_size // settings.accumulation // comm.get_world_size(),
-            seed=settings.seed,
-            start_position=self.iteration * settings.batch_size,
-            rank=comm.get_rank(),
-            world_size=comm.get_world_size(),
-        )
-        return iterate_batches(
-            self.dataset.records,
-            mapper,
-            sampler,
-            loader_settings,
-            pin_memory=self.device.type == "cuda",
-            spawn_workers=self.depth is not None and not self.depth.survives_fork,
-        )
-
     def _save_checkpoint(self) -> None:
         random_states = comm.gather(capture_random_state())
+        window = self.window.joined()
         if comm.is_main_process():
             state = {
                 "format_version": 1,
@@ -500,7 +350,7 @@ class Trainer:
                 "random_states": random_states,
                 "iteration": self.iteration,
                 "sample_position": self.iteration * self.settings.batch_size,
-                "metrics_window": asdict(self.window),
+                "metrics_window": asdict(window),
                 "trajectory": self.trajectory,
                 "categories": self.dataset.categories,
             }
@@ -522,7 +372,9 @@ class Trainer:
             self.teacher = teacher
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.window = MetricsWindow(**state["metrics_window"])
+        # The checkpoint has the sums of all processes; one of them goes on with them.
+        if comm.is_main_process():
+            self.window = MetricsWindow(**state["metrics_window"])
         self.iteration = int(state["iteration"])
         random_states = state["random_states"]
         if len(random_states) == comm.get_world_size():
@@ -536,50 +388,10 @@ class Trainer:
             )
         logger.info("resumed from %s after %d iterations", path, self.iteration)
 
-    def _log_start(self) -> None:
-        logger.info(
-            "training on %s: %d images, %d boxes, %d classes; left out: %s",
-            self.device,
-            len(self.dataset.records),
-            self.dataset.num_boxes,
-            len(self.dataset.categories),
-            self.dataset.dropped or "nothing",
-        )
-        logger.info(
-            "learning rate %g = %g for a batch of %d, scaled to a batch of %d",
-            self.learning_rate,
-            self.optimizer_settings.learning_rate,
-            self.optimizer_settings.reference_batch_size,
-            self.settings.batch_size,
-        )
-
-    def _report(self, log: MetricsLog, means: dict[str, float]) -> None:
-        if self.device.type == "cuda":
-            means["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        log.append(self.iteration, means)
-        remaining = (self.settings.max_iter - self.iteration) * means["seconds"]
-        terms = "  ".join(f"{k} {v:.3f}" for k, v in means.items() if k.startswith("loss_"))
-        logger.info(
-            "iteration %d/%d  total %.3f  %s  lr %.2g  %.2f s/it (data %.2f)  left %s",
-            self.iteration,
-            self.settings.max_iter,
-            means["total_loss"],
-            terms,
-            means["learning_rate"],
-            means["seconds"],
-            means["data_seconds"],
-            format_duration(remaining),
-        )
-        fill = means.get(FILL_RATIO_METRIC, math.nan)
-        if fill > FULL_BOX_RATIO:
-            logger.warning(
-                "masks fill %.0f%% of their boxes: they are turning into boxes; a longer warm-up "
-                "of the pairwise losses or a lower learning rate helps",
-                100 * fill,
-            )
-
     def _finish(self, seconds: float, last_metrics: dict[str, float]) -> TrainSummary:
         weights = self.run_dir / "model_final.pth"
+        is_taught = self.teacher is not None and self.settings.deliver == "teacher"
+        delivered: Any = self.teacher if is_taught else self.model
         summary = TrainSummary(
             final_weights=str(weights),
             num_iterations=self.iteration,
@@ -596,7 +408,7 @@ class Trainer:
             save_atomically(
                 {
                     "format_version": 1,
-                    "model": self.model.state_dict(),
+                    "model": delivered.state_dict(),
                     "iteration": self.iteration,
                     "categories": self.dataset.categories,
                 },
@@ -605,10 +417,3 @@ class Trainer:
             (self.run_dir / _SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
         comm.synchronize()
         return summary
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
