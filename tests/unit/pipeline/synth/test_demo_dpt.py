@@ -95,6 +95,21 @@ def test_depth_steps_are_found_on_borders_and_not_on_slanted_floors() -> None:
     assert steps[:, 19:].sum() == 0
 
 
+def test_missed_steps_ask_for_far_borders_as_for_near_ones_and_not_for_slants() -> None:
+    floor = torch.linspace(0, 0.9, 24)[None, :, None].repeat(1, 1, 24)
+    assert training.missed_steps(torch.zeros_like(floor), floor) == 0
+    for height in (0.05, 0.5):
+        target = torch.full((1, 24, 24), 0.1)
+        target[0, 8:16, 8:16] += height
+        assert training.missed_steps(target, target) == 0
+        flat = torch.full_like(target, 0.1)
+        assert training.missed_steps(flat, target) == pytest.approx(1)
+        half = 0.1 + 0.5 * (target - 0.1)
+        assert training.missed_steps(half, target) == pytest.approx(0.5, abs=1e-5)
+        wrong = 0.1 - (target - 0.1)
+        assert training.missed_steps(wrong, target) == pytest.approx(2, abs=1e-5)
+
+
 def test_a_few_steps_of_training_lower_the_loss() -> None:
     torch.manual_seed(0)
     model = training.build_model()
