@@ -36,7 +36,7 @@ from depthcache.format.quantisation import dequantise, quantise
 from depthcache.format.segment_format import canonical_json, fingerprint_folder
 from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.writer import seal_segment, write_shard
-from depthcache.storage.object_stores import LocalStore
+from depthcache.storage.local_folder import LocalStore
 
 SHARD_ROWS = 64
 COLD_READS = 24

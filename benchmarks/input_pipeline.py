@@ -23,7 +23,7 @@ from depthcache import DepthCache, image_key
 from depthcache.format.segment_format import canonical_json, fingerprint_folder
 from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.writer import seal_segment, write_shard
-from depthcache.storage.object_stores import LocalStore
+from depthcache.storage.local_folder import LocalStore
 from segtrain.data.augmentations import AugmentationSettings
 from segtrain.data.coco_boxes import BoxAnnotation, ImageRecord, read_coco_boxes
 from segtrain.data.loader import TrainLoaderSettings, iterate_batches

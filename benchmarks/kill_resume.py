@@ -31,6 +31,7 @@ from random_dpt import write_dpt
 from depthcache.segments.garbage_collection import collect_garbage
 from depthcache.segments.verification import verify_cache
 from depthcache.stage_one.precompute import precompute_depth
+from depthcache.stage_one.settings import StageOneSettings
 
 NUM_IMAGES = 48
 SHARD_ROWS = 4
@@ -186,9 +187,12 @@ def run_stage(
         first.append(done)
 
     precompute_depth(
-        images, model, str(root), shard_rows=SHARD_ROWS, batch_size=2, workers=1,
-        scheduler=scheduler, progress=check_first,
-    )  # fmt: skip
+        images,
+        model,
+        str(root),
+        StageOneSettings(shard_rows=SHARD_ROWS, batch_size=2, workers=1, scheduler=scheduler),
+        progress=check_first,
+    )
 
 
 def fork(action: Callable[[], None]) -> int:

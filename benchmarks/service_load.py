@@ -43,7 +43,7 @@ from depthcache.exchange.transfer import push_cache
 from depthcache.format.segment_format import canonical_json, decode_shard_index, fingerprint_folder
 from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.writer import seal_segment, write_shard
-from depthcache.storage.object_stores import LocalStore
+from depthcache.storage.local_folder import LocalStore
 
 TOKEN = "benchmark-secret-0123456789"
 SHARD_ROWS = 64

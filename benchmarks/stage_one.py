@@ -32,7 +32,7 @@ from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.writer import seal_segment
 from depthcache.stage_one.depth_models import DepthModel, load_depth_model
 from depthcache.stage_one.shard_computation import ShardTarget, compute_shards, load_image
-from depthcache.storage.object_stores import LocalStore
+from depthcache.storage.local_folder import LocalStore
 
 # One run of stage one in a process of its own: seconds and peak memory, from start to seal.
 _CURVE_ONCE = """
@@ -41,6 +41,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from depthcache.stage_one.precompute import precompute_depth
+from depthcache.stage_one.settings import StageOneSettings
 images, model, root = map(Path, sys.argv[1:4])
 paths = sorted(images.iterdir())
 precompute_depth(paths[:1], model, str(root / "first"))
@@ -48,7 +49,8 @@ status = Path("/proc/self/status")
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) // 1024
 base = peak()
 start, processor = time.perf_counter(), time.process_time()
-summary = precompute_depth(paths, model, str(root / "all"), batch_size=64, workers=1)
+settings = StageOneSettings(batch_size=64, workers=1)
+summary = precompute_depth(paths, model, str(root / "all"), settings)
 assert summary.num_computed == len(paths)
 print(json.dumps({
     "seconds": round(time.perf_counter() - start, 2),

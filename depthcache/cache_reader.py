@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from depthcache.errors import (
-    CacheCorruptError,
     CacheMismatchError,
     CacheMissError,
     CacheNotFoundError,
@@ -22,8 +20,11 @@ from depthcache.errors import (
 )
 from depthcache.format import segment_format as fmt
 from depthcache.local_tier import DEFAULT_SIZE_CAP_BYTES, LocalTier
+from depthcache.segments.fingerprint import read_fingerprint
 from depthcache.segments.reader import SegmentReader
-from depthcache.storage.object_stores import BucketStore, HTTPStore, ObjectStore, open_store
+from depthcache.storage.bucket import BucketStore
+from depthcache.storage.http import HTTPStore
+from depthcache.storage.object_store import ObjectStore, open_store
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class DepthCache:
     def info(self) -> dict[str, Any]:
         """Model, convention, counts, bytes and provenance."""
         segments = self._loaded()
-        document = _read_fingerprint(self._store(), self.fingerprint)
+        document = read_fingerprint(self._store(), self.fingerprint)
         return {
             "fingerprint": self.fingerprint,
             "model": document.get("model"),
@@ -231,7 +232,7 @@ class DepthCache:
         if self._segments is not None:
             return self._segments
         store = self._store()
-        folder = f"{self.fingerprint}/segments"
+        folder = f"{self.fingerprint}/{fmt.SEGMENTS}"
         segments = []
         for segment_id in store.list_folders(folder):
             # One that is not sealed is being written, or its run was killed.
@@ -268,8 +269,28 @@ class DepthCache:
         """Maps in the local tier: these need no service, not even its index."""
         if self._tier is None:
             return {}
+        for key in keys:
+            _digest(key)
         kept = {key: self._tier.read(self.fingerprint, key) for key in set(keys)}
         return {key: found for key, found in kept.items() if found is not None}
+
+
+def list_caches(root: str | Path, *, token: str | None = None) -> list[dict[str, Any]]:
+    """`DepthCache.info` of every fingerprint folder under a root.
+
+    Args:
+        root: path or address.
+        token: for a service that asks for one.
+    """
+    store = open_store(root, token=token)
+    found = []
+    for name in store.list_folders(""):
+        try:
+            store.get(f"{name}/{fmt.FINGERPRINT}")
+        except CacheNotFoundError:
+            continue
+        found.append(DepthCache.open(root, fingerprint=name, token=token).info())
+    return found
 
 
 def _resize(
@@ -308,7 +329,7 @@ def _choose_cache(
         raise CacheMismatchError(
             f"{url} has several caches, choose one with fingerprint=…: {', '.join(fitting)}"
         )
-    _read_fingerprint(opened, fitting[0])
+    read_fingerprint(opened, fitting[0])
     return root, fitting[0], opened
 
 
@@ -326,12 +347,9 @@ def _choose_kept(
 
 def _digest(key: str) -> bytes:
     try:
-        digest = bytes.fromhex(key)
-        if len(digest) == 32:
-            return digest
-    except ValueError:
-        pass
-    raise CacheMissError(f"{key!r} is not an image key (64 hexadecimal digits)")
+        return fmt.parse_image_key(key)
+    except ValueError as error:
+        raise CacheMissError(str(error)) from error
 
 
 def _close(store: ObjectStore) -> None:
@@ -345,24 +363,3 @@ def _is_fingerprint_folder(root: str, store: ObjectStore) -> bool:
     except CacheNotFoundError:
         return False
     return "-" in root.rpartition("/")[2]
-
-
-def _read_fingerprint(store: ObjectStore, folder: str) -> dict[str, Any]:
-    try:
-        text = store.get(f"{folder}/{fmt.FINGERPRINT}")
-        document = json.loads(text)
-        expected = fmt.fingerprint_folder(document)
-    except CacheNotFoundError:
-        raise
-    except (ValueError, AttributeError) as error:
-        raise CacheCorruptError(f"{folder}/fingerprint.json is damaged: {error}") from error
-    version = document.get("format_version")
-    if isinstance(version, int) and version > fmt.FORMAT_VERSION:
-        raise CacheMismatchError(
-            f"{folder} has format version {version}; this release reads {fmt.FORMAT_VERSION}"
-        )
-    if text != fmt.canonical_json(document):
-        raise CacheCorruptError(f"{folder}/fingerprint.json is not in canonical form")
-    if expected.rpartition("-")[2] != folder.rpartition("-")[2]:
-        raise CacheCorruptError(f"{folder}/fingerprint.json belongs to {expected}")
-    return dict(document)

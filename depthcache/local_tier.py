@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import uuid
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from depthcache.errors import CacheCorruptError
-from depthcache.format.segment_format import add_crc, strip_crc
+from depthcache.format.segment_format import add_crc, parse_image_key, strip_crc
 from depthcache.segments.reader import EncodedMap
+from depthcache.storage.durable_files import replaced_file
 
 DEFAULT_SIZE_CAP_BYTES = int(os.environ.get("DEPTHCACHE_LOCAL_TIER_BYTES", str(50 * 2**30)))
 _HEADER = struct.Struct("<IIIff")
@@ -75,14 +75,11 @@ class LocalTier:
         if len(data) > self.size_cap_bytes * (1 - _KEPT_PART):
             return
         path = self._path(fingerprint, key)
-        temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:12]}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            with replaced_file(path, is_durable=False) as file:
+                file.write(data)
         except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             return
         self._unchecked_bytes += len(data)
         if self._unchecked_bytes > self.size_cap_bytes * _CHECKED_PART:
@@ -106,4 +103,5 @@ class LocalTier:
         return total
 
     def _path(self, fingerprint: str, key: str) -> Path:
+        parse_image_key(key)
         return self.folder / fingerprint / key[:2] / f"{key}.map"

@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -28,17 +27,16 @@ from depthcache.errors import (
     CacheUnreachableError,
     DepthCacheError,
 )
-from depthcache.service.segment_layout import (
-    FINGERPRINT_NAME,
-    SEALED_NAME,
-    SEGMENTS_NAME,
-    check_fingerprint,
-    is_cache_name,
-    is_segment_id,
-    parse_seal,
+from depthcache.format import segment_format as fmt
+from depthcache.format.seal import is_segment_id, parse_seal
+from depthcache.segments.fingerprint import is_cache_name, parse_fingerprint
+from depthcache.storage.durable_files import sync_folder, sync_tree, write_durably
+from depthcache.storage.http_retries import (
+    check_digest,
+    check_status,
+    is_damage_report,
+    try_several_times,
 )
-from depthcache.service.staging import STAGING_NAME, sync_folder, sync_tree, write_durably
-from depthcache.storage.http_retries import has_its_digest, is_passing, retry_waits, wait_asked_for
 
 MAX_ATTEMPTS = 8
 _PIECE_BYTES = 8 * 2**20
@@ -131,8 +129,8 @@ def pull_cache(
     destination.mkdir(parents=True, exist_ok=True)
     with _Connection(url, token) as service:
         for cache, segment_ids in _remote_caches(service, fingerprint):
-            text = service.get(f"{cache}/{FINGERPRINT_NAME}")
-            _checked(partial(check_fingerprint, cache, text), f"{url}/{cache}")
+            text = service.get(f"{cache}/{fmt.FINGERPRINT}")
+            parse_fingerprint(text, cache)
             for segment_id in segment_ids:
                 _pull_segment(
                     service, destination, cache, segment_id, fingerprint=text, tally=tally
@@ -143,8 +141,8 @@ def pull_cache(
 def _push_segment(service: _Connection, cache_folder: Path, segment: Path, tally: _Tally) -> None:
     name = f"{cache_folder.name}/{segment.name}"
     begin = {
-        "fingerprint": (cache_folder / FINGERPRINT_NAME).read_text(encoding="utf-8"),
-        "sealed": (segment / SEALED_NAME).read_text(encoding="utf-8"),
+        "fingerprint": (cache_folder / fmt.FINGERPRINT).read_text(encoding="utf-8"),
+        "sealed": (segment / fmt.SEALED).read_text(encoding="utf-8"),
     }
     begin_path = f"api/v1/caches/{quote(cache_folder.name)}/segments/{quote(segment.name)}/upload"
     for _ in range(MAX_ATTEMPTS):
@@ -213,19 +211,19 @@ def _pull_segment(
     fingerprint: bytes,
     tally: _Tally,
 ) -> None:
-    base = f"{cache}/{SEGMENTS_NAME}/{segment_id}"
-    seal_text = service.get(f"{base}/{SEALED_NAME}")
-    seal: dict[str, Any] = _checked(lambda: parse_seal(seal_text), f"{base}/{SEALED_NAME}")
+    base = fmt.segment_prefix(cache, segment_id)
+    seal_text = service.get(f"{base}/{fmt.SEALED}")
+    seal = parse_seal(seal_text, f"{base}/{fmt.SEALED}")
     target = destination / base
     if _is_present(target, seal_text):
         tally.num_present += 1
         return
     _place_fingerprint(destination / cache, fingerprint)
     content = b"\0".join([base.encode(), seal_text])
-    staging = destination / STAGING_NAME / f"pull-{hashlib.sha256(content).hexdigest()[:32]}"
+    staging = destination / fmt.STAGING / f"pull-{hashlib.sha256(content).hexdigest()[:32]}"
     for path, entry in seal["objects"].items():
         _pull_object(service, f"{base}/{path}", staging / path, entry, tally)
-    write_durably(staging / SEALED_NAME, seal_text)
+    write_durably(staging / fmt.SEALED, seal_text)
     sync_tree(staging)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -259,7 +257,7 @@ def _pull_object(
 
 def _is_present(segment: Path, seal_text: bytes) -> bool:
     try:
-        present = (segment / SEALED_NAME).read_bytes()
+        present = (segment / fmt.SEALED).read_bytes()
     except FileNotFoundError:
         if segment.exists():
             raise CacheMismatchError(
@@ -275,7 +273,7 @@ def _is_present(segment: Path, seal_text: bytes) -> bool:
 
 
 def _place_fingerprint(cache_folder: Path, text: bytes) -> None:
-    path = cache_folder / FINGERPRINT_NAME
+    path = cache_folder / fmt.FINGERPRINT
     if path.is_file():
         if path.read_bytes() != text:
             raise CacheMismatchError(f"{path} differs from the service's fingerprint of that name")
@@ -285,10 +283,10 @@ def _place_fingerprint(cache_folder: Path, text: bytes) -> None:
 
 
 def _local_caches(root: Path, fingerprint: str | None) -> list[Path]:
-    if (root / FINGERPRINT_NAME).is_file():
+    if (root / fmt.FINGERPRINT).is_file():
         folders = [root]
     else:
-        folders = sorted(path.parent for path in root.glob(f"*/{FINGERPRINT_NAME}"))
+        folders = sorted(path.parent for path in root.glob(f"*/{fmt.FINGERPRINT}"))
     folders = [
         folder
         for folder in folders
@@ -301,12 +299,12 @@ def _local_caches(root: Path, fingerprint: str | None) -> list[Path]:
 
 
 def _local_segments(cache_folder: Path) -> Iterator[Path]:
-    for seal in sorted(cache_folder.glob(f"{SEGMENTS_NAME}/*/{SEALED_NAME}")):
+    for seal in sorted(cache_folder.glob(f"{fmt.SEGMENTS}/*/{fmt.SEALED}")):
         yield seal.parent
 
 
 def _remote_caches(service: _Connection, fingerprint: str | None) -> list[tuple[str, list[str]]]:
-    def read_catalogue() -> list[tuple[str, list[str]]]:
+    try:
         document = json.loads(service.get("catalogue.json"))
         if document["format_version"] != 1:
             raise ValueError(f"catalogue version {document['format_version']}, expected 1")
@@ -315,24 +313,13 @@ def _remote_caches(service: _Connection, fingerprint: str | None) -> list[tuple[
             # Names become folders here, so a lying server must not choose them freely.
             if not is_cache_name(name) or not all(is_segment_id(s) for s in segments):
                 raise ValueError(f"the catalogue holds a name that is not of the format: {name!r}")
-        return caches
-
-    caches = [
-        entry
-        for entry in _checked(read_catalogue, "catalogue.json")
-        if entry[0].startswith(fingerprint or "")
-    ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheCorruptError(f"catalogue.json is not of the format: {error}") from error
+    caches = [entry for entry in caches if entry[0].startswith(fingerprint or "")]
     if not caches:
         wanted = f" of fingerprint {fingerprint!r}" if fingerprint else ""
         raise CacheNotFoundError(f"{service.url} serves no cache{wanted}")
     return caches
-
-
-def _checked(check: Callable[[], _Checked], what: str) -> _Checked:
-    try:
-        return check()
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheCorruptError(f"{what} is not of the format: {error}") from error
 
 
 class _Tally:
@@ -395,21 +382,20 @@ class _Connection:
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """Send a request until it is answered for good."""
-        for wait in retry_waits(MAX_ATTEMPTS):
-            try:
-                response = self._client.request(method, f"{self.url}/{path}", **arguments)
-            except httpx.TransportError as error:
-                self._wait_or_give_up(wait, error)
-                continue
-            if not is_passing(response.status_code) and has_its_digest(response):
-                _raise_for_refusal(response)
-                return response
-            self._wait_or_give_up(wait, response)
-        raise AssertionError("the last wait raises")
+
+        def attempt() -> httpx.Response:
+            response = self._client.request(method, f"{self.url}/{path}", **arguments)
+            check_status(response)
+            check_digest(response)
+            _raise_for_refusal(response)
+            return response
+
+        return try_several_times(attempt, self.url, MAX_ATTEMPTS)
 
     def download(self, path: str, file: Path, size: int, tally: _Tally) -> None:
         """Fetch an object into a file, going on from the bytes that it holds."""
-        for wait in retry_waits(MAX_ATTEMPTS):
+
+        def attempt() -> None:
             offset = file.stat().st_size if file.exists() else 0
             if offset > size:
                 file.unlink()
@@ -417,20 +403,15 @@ class _Connection:
             if offset == size and (size or file.exists()):
                 return
             headers = {"Range": f"bytes={offset}-"} if offset else {}
-            try:
-                with self._client.stream(
-                    "GET", f"{self.url}/{quote(path)}", headers=headers
-                ) as response:
-                    if not is_passing(response.status_code):
-                        if response.is_error:
-                            response.read()
-                        _raise_for_refusal(response)
-                        self._save(response, file, offset=offset, size=size, path=path, tally=tally)
-                        return
-                    failure: httpx.Response | Exception = response
-            except httpx.TransportError as error:
-                failure = error
-            self._wait_or_give_up(wait, failure)
+            url = f"{self.url}/{quote(path)}"
+            with self._client.stream("GET", url, headers=headers) as response:
+                check_status(response)
+                if response.is_error:
+                    response.read()
+                _raise_for_refusal(response)
+                self._save(response, file, offset=offset, size=size, path=path, tally=tally)
+
+        try_several_times(attempt, self.url, MAX_ATTEMPTS)
 
     def _save(
         self,
@@ -453,23 +434,6 @@ class _Connection:
                 tally.add(path, len(piece))
         if received != size:
             raise CacheCorruptError(f"{path} has {received} bytes, its manifest says {size}")
-
-    def _wait_or_give_up(
-        self, wait_seconds: float | None, failure: httpx.Response | Exception
-    ) -> None:
-        if wait_seconds is None:
-            reason = (
-                f"it answers {failure.status_code}, or bytes of another sha256 than it says"
-                if isinstance(failure, httpx.Response)
-                else f"{type(failure).__name__}: {failure}"
-            )
-            raise CacheUnreachableError(
-                f"{self.url} failed {MAX_ATTEMPTS} times in a row ({reason}); the same command "
-                "goes on from here once it is back"
-            )
-        if isinstance(failure, httpx.Response):
-            wait_seconds = wait_asked_for(failure.headers.get("Retry-After"), wait_seconds)
-        time.sleep(wait_seconds)
 
 
 def _raise_for_refusal(response: httpx.Response) -> None:
@@ -497,7 +461,7 @@ def _raise_for_refusal(response: httpx.Response) -> None:
             raise CacheMismatchError(message)
         case 422:
             raise CacheCorruptError(message)
-        case status if status == 500 and code in ("object-damaged", "map-damaged"):
+        case _ if is_damage_report(response):
             raise CacheCorruptError(message)
         case _:
             raise DepthCacheError(message)

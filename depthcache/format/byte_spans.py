@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from depthcache.errors import CacheCorruptError
+
 
 @dataclass(kw_only=True)
 class JoinedSpan:
@@ -13,6 +15,17 @@ class JoinedSpan:
     start: int
     stop: int
     members: list[int] = field(default_factory=list)
+
+
+def check_length(data: bytes, length: int, what: str) -> bytes:
+    """The bytes, if they are as many as were asked for.
+
+    Raises:
+        CacheCorruptError: there are fewer or more.
+    """
+    if len(data) != length:
+        raise CacheCorruptError(f"{what}: {len(data)} bytes where {length} were expected")
+    return data
 
 
 def join_spans(

@@ -18,6 +18,8 @@ from depthcache.format.quantisation import stored_dtype
 FORMAT_VERSION = 1
 SEALED = "sealed.json"
 FINGERPRINT = "fingerprint.json"
+SEGMENTS = "segments"
+STAGING = ".staging"  # in a root: what is received or sent, not yet part of a cache
 _ABSENT = 2**64 - 1
 _CRC_OF_CHECKED = 0x48674BC7  # crc32c of any bytes with their own crc32c behind them
 # Chosen by benchmarks/depth_encodings.py; one block for most maps is smaller and faster to decode
@@ -25,6 +27,7 @@ _CRC_OF_CHECKED = 0x48674BC7  # crc32c of any bytes with their own crc32c behind
 _BLOCK_BYTES = 2**19
 _LEVEL = 4
 _BLOSC = Blosc(cname="zstd", clevel=_LEVEL, shuffle=Blosc.SHUFFLE, blocksize=_BLOCK_BYTES)
+_IMAGE_KEY = re.compile(r"[0-9a-f]{64}")
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
 
@@ -51,6 +54,49 @@ def parse_bucket_name(name: str) -> tuple[int, int]:
     """Invert `bucket_name`."""
     height, width = name.split("x")
     return int(height), int(width)
+
+
+def maps_object(bucket: str, number: int) -> str:
+    """Path of a shard of maps inside its segment; its presence says that the shard is done."""
+    return f"maps/{bucket}/c/{number}/0/0"
+
+
+def ranges_object(bucket: str, number: int) -> str:
+    """Path of the (minimum, maximum) of a shard's maps inside its segment."""
+    return f"ranges/{bucket}/c/{number}/0"
+
+
+def segment_prefix(folder: str, segment_id: str) -> str:
+    """Path of a segment below the root."""
+    return f"{folder}/{SEGMENTS}/{segment_id}"
+
+
+def parse_image_key(key: object) -> bytes:
+    """The 32-byte digest of an image key; another spelling of it would be another name.
+
+    Raises:
+        ValueError: it is not 64 lower-case hexadecimal digits.
+    """
+    if not isinstance(key, str) or _IMAGE_KEY.fullmatch(key) is None:
+        raise ValueError(f"{key!r} is not an image key (64 hexadecimal digits, lower case)")
+    return bytes.fromhex(key)
+
+
+def parse_document(text: bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object in canonical form that may come from anybody.
+
+    Raises:
+        CacheCorruptError: it is not JSON, not UTF-8, nested too deeply, no object, or another text
+            than the canonical one.
+    """
+    try:
+        document = json.loads(text)
+        is_canonical = text == canonical_json(document)
+    except (ValueError, RecursionError) as error:
+        raise CacheCorruptError(f"{what} is damaged: {error!r}") from error
+    if not isinstance(document, dict) or not is_canonical:
+        raise CacheCorruptError(f"{what} is damaged: not a JSON object in canonical form")
+    return document
 
 
 def add_crc(data: bytes) -> bytes:

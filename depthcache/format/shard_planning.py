@@ -6,7 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from depthcache.format.segment_format import bucket_name, canonical_json
+from depthcache.format.segment_format import (
+    bucket_name,
+    canonical_json,
+    maps_object,
+    parse_image_key,
+)
 
 _KEYS_AT_ONCE = 4096
 
@@ -24,6 +29,11 @@ class ShardPlan:
     shape: tuple[int, int]
     number: int
     keys: tuple[str, ...]
+
+    @property
+    def maps_object(self) -> str:
+        """Path of the shard inside its segment."""
+        return maps_object(self.bucket, self.number)
 
     @property
     def bucket(self) -> str:
@@ -70,10 +80,12 @@ def plan_segment(
         shard_rows: rows of a shard.
 
     Raises:
-        ValueError: shard_rows is not positive.
+        ValueError: shard_rows is not positive, or a key is no image key.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows={shard_rows} must be positive")
+    for key in shapes:
+        parse_image_key(key)
     buckets: dict[tuple[int, int], tuple[str, ...]] = dict.fromkeys(
         sorted(set(shapes.values())), ()
     )

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from depthcache.errors import CacheCorruptError, CacheMismatchError, CacheNotFoundError
+from depthcache.errors import CacheCorruptError, CacheNotFoundError
 from depthcache.format import segment_format as fmt
 from depthcache.format.byte_spans import join_spans
 from depthcache.format.quantisation import check_bits, dequantise
-from depthcache.storage.object_stores import ObjectStore
+from depthcache.format.seal import parse_seal
+from depthcache.storage.object_store import ObjectStore
 
 _Read = TypeVar("_Read")
 
@@ -146,12 +147,11 @@ class SegmentReader:
             if fmt.is_absent(entry):
                 raise CacheCorruptError(f"{what}: the shard has no map in this row")
         spans = [(int(start), int(length)) for start, length in entries]
+        shard = f"{self.prefix}/{fmt.maps_object(self.bucket_names[bucket], number)}"
         chunks: dict[int, bytes] = {}
         for joined in join_spans(spans):
             try:
-                data = self.store.get_range(
-                    self._shard_name(bucket, number), joined.start, joined.stop - joined.start
-                )
+                data = self.store.get_range(shard, joined.start, joined.stop - joined.start)
             except CacheNotFoundError as error:
                 raise CacheCorruptError(f"{where[0]}: the shard is missing") from error
             for member in joined.members:
@@ -172,14 +172,11 @@ class SegmentReader:
             )
         return encoded
 
-    def _shard_name(self, bucket: int, number: int) -> str:
-        return f"{self.prefix}/maps/{self.bucket_names[bucket]}/c/{number}/0/0"
-
     def _shard(self, bucket: int, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         known = self._shards.get((bucket, number))
         if known is not None:
             return known
-        name = f"maps/{self.bucket_names[bucket]}/c/{number}/0/0"
+        name = fmt.maps_object(self.bucket_names[bucket], number)
         what = f"{self.prefix}/{name}"
         size = self.sizes.get(name)
         length = fmt.shard_index_bytes(self.shard_rows)
@@ -190,7 +187,7 @@ class SegmentReader:
         except CacheNotFoundError as error:
             raise CacheCorruptError(f"{what}: the shard is missing") from error
         index = fmt.decode_shard_index(data, self.shard_rows, what)
-        ranges = self._array(f"ranges/{self.bucket_names[bucket]}/c/{number}/0", "<f4")
+        ranges = self._array(fmt.ranges_object(self.bucket_names[bucket], number), "<f4")
         if ranges.size != 2 * self.shard_rows:
             raise CacheCorruptError(f"{what}: its ranges have {ranges.size} values")
         known = (index, ranges.reshape(self.shard_rows, 2))
@@ -232,24 +229,7 @@ def read_seal(store: ObjectStore, prefix: str) -> dict[str, Any]:
 
     Raises:
         CacheNotFoundError: the segment is not sealed.
-        CacheCorruptError: the manifest is damaged.
-        CacheMismatchError: the format is another version.
+        CacheCorruptError, CacheMismatchError: as `parse_seal`.
     """
-    text = store.get(f"{prefix}/{fmt.SEALED}")
-    try:
-        seal = json.loads(text)
-        version, checksum = seal["format_version"], seal["checksum"]
-        body = {name: value for name, value in seal.items() if name != "checksum"}
-        for entry in seal["objects"].values():
-            if type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
-                raise TypeError("an object has no size or sha256")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheCorruptError(f"{prefix}/sealed.json is damaged: {error!r}") from error
-    expected = hashlib.sha256(fmt.canonical_json(body)).hexdigest()
-    if checksum != expected or text != fmt.canonical_json(seal):
-        raise CacheCorruptError(f"{prefix}/sealed.json: checksum mismatch")
-    if version != fmt.FORMAT_VERSION:
-        raise CacheMismatchError(
-            f"{prefix} has format version {version}; this release reads {fmt.FORMAT_VERSION}"
-        )
-    return dict(seal)
+    name = f"{prefix}/{fmt.SEALED}"
+    return parse_seal(store.get(name), name)

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from depthcache.errors import CacheCorruptError, CacheIncompleteError, DepthCacheError
 from depthcache.format import segment_format as fmt
 from depthcache.format.quantisation import dequantise, quantise
+from depthcache.format.seal import make_seal, summarise_object
 from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.reader import read_seal
-from depthcache.segments.writer import make_seal, segment_metadata, summarise_object
-from depthcache.storage.object_stores import LocalStore
+from depthcache.segments.writer import segment_metadata
+from depthcache.storage.local_folder import LocalStore
 
 Shape = tuple[int, int]
 ComputeMaps = Callable[[Iterable[str]], Mapping[str, npt.NDArray[np.float32]]]
@@ -130,7 +131,7 @@ class _Shard:
     @property
     def names(self) -> tuple[str, str]:
         bucket = fmt.bucket_name(self.shape)
-        return f"maps/{bucket}/c/{self.number}/0/0", f"ranges/{bucket}/c/{self.number}/0"
+        return fmt.maps_object(bucket, self.number), fmt.ranges_object(bucket, self.number)
 
 
 class _DamagedSegment:

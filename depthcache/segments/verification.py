@@ -1,18 +1,18 @@
-"""Finds every damaged, missing or stray object of a cache, and recomputes what is damaged."""
+"""Finds every damaged, missing or stray object of a cache."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from depthcache.cache_reader import _read_fingerprint
-from depthcache.errors import CacheMismatchError, CacheNotFoundError, DepthCacheError
+from depthcache.errors import CacheNotFoundError, DepthCacheError
 from depthcache.format import segment_format as fmt
+from depthcache.segments.fingerprint import read_fingerprint
 from depthcache.segments.reader import SegmentReader, read_seal
-from depthcache.storage.object_stores import LocalStore, ObjectStore
+from depthcache.storage.local_folder import LocalStore
+from depthcache.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +101,13 @@ def verify_cache(root: str | Path) -> VerifyReport:
     Raises:
         CacheNotFoundError: the root does not exist.
     """
-    folder = Path(root)
-    if not folder.is_dir():
-        raise CacheNotFoundError(f"{folder} does not exist")
-    folder = folder.resolve()
-    names = None
-    if (folder / fmt.FINGERPRINT).is_file() or (folder / "segments").is_dir():
-        folder, names = folder.parent, [folder.name]
+    folder, only = split_root(root)
     store = LocalStore(folder)
     report = VerifyReport()
-    for name in names or [n for n in store.list_folders("") if not n.startswith(".")]:
+    for name in [only] if only else [n for n in store.list_folders("") if n[0] != "."]:
         try:
             report.num_objects += 1
-            _read_fingerprint(store, name)
+            read_fingerprint(store, name)
         except CacheNotFoundError as error:
             report.problems.append(_folder_problem("missing", name, error))
         except DepthCacheError as error:
@@ -128,70 +122,42 @@ def verify_cache(root: str | Path) -> VerifyReport:
     return report
 
 
-def repair_cache(
-    root: str | Path, images: Sequence[Path], model: str | Path, **options: Any
-) -> dict[str, Any]:
-    """Replace exactly what is damaged or missing, remove what is stray.
-
-    Intact maps are copied; lost ones are computed anew. A segment of which a map is lost whose
-    image was not given stays as it is, and so do all later ones. A segment that a run is still
-    writing is left to that run. Precision and encoding are the damaged cache's own.
+def find_problems(folder: Path) -> list[str]:
+    """Everything that is wrong with a sealed segment that came over the network.
 
     Args:
-        root: local root, or one fingerprint folder.
-        images: files whose depth may have to be computed.
-        model: depth model of the cache.
-        options: `revision`, `device` and `batch_size` of `precompute_depth`.
+        folder: the segment, manifest included.
 
     Returns:
-        num_removed: stray objects; num_computed: maps; num_failed: always 0.
+        Descriptions; empty for a valid segment.
+    """
+    store, name = LocalStore(folder.parent), folder.name
+    try:
+        problems, _, _ = validate_segment(store, name)
+        if problems:
+            return [f"{p.object}: {p.detail}" for p in problems]
+        digests = [bytes(row) for row in SegmentReader(store, name).digests]
+    except (
+        DepthCacheError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError
+    ) as error:  # fmt: skip
+        # Documents made to mislead fail in many ways while they are read; each is a refusal.
+        return [f"the segment cannot be read: {error!r}"]
+    if any(first >= second for first, second in pairwise(digests)):
+        return ["index/digests: not sorted, or an image is listed twice"]
+    return []
+
+
+def split_root(root: str | Path) -> tuple[Path, str | None]:
+    """A local root, and the fingerprint folder in it if that is what was named.
 
     Raises:
-        CacheIncompleteError: an image is missing; the message lists the sha256 of such images.
-        CacheMismatchError: a damaged cache is another model's.
+        CacheNotFoundError: there is no such folder.
     """
-    from depthcache.segments.repair import has_index, repair_segment
-    from depthcache.segments.writer import hold_segment
-    from depthcache.stage_one.precompute import ImageDepths
-
     folder = Path(root).resolve()
-    problems = verify_cache(folder).problems
-    if (folder / fmt.FINGERPRINT).is_file() or (folder / "segments").is_dir():
-        folder = folder.parent
-    store = LocalStore(folder)
-    totals = {"num_removed": 0, "num_computed": 0, "num_failed": 0}
-    places = [
-        place
-        for place in dict.fromkeys(problem.segment for problem in problems)
-        if "/segments/" not in place
-        or (folder / place / fmt.SEALED).is_file()
-        or has_index(store, place)
-    ]
-    caches = sorted({place.partition("/segments/")[0] for place in places})
-    if len(caches) > 1:
-        raise CacheMismatchError(
-            f"several caches are damaged: {', '.join(caches)}; repair one at a time, by its folder"
-        )
-    if not caches:
-        return totals
-    depths = ImageDepths(images, model, caches[0], **options)
-    for place in places:
-        cache, _, segment_id = place.partition("/segments/")
-        if not segment_id:
-            store.put(f"{cache}/{fmt.FINGERPRINT}", fmt.canonical_json(depths.fingerprint))
-            continue
-        with hold_segment(store, place):
-            done = repair_segment(
-                store,
-                place,
-                fingerprint=depths.fingerprint,
-                shapes=depths.shapes,
-                compute=depths.compute,
-                provenance={"model_source": depths.source, "repaired": True},
-            )
-        totals["num_removed"] += done.num_removed
-        totals["num_computed"] += done.num_computed
-    return totals
+    if not folder.is_dir():
+        raise CacheNotFoundError(f"{root} does not exist")
+    is_one = (folder / fmt.FINGERPRINT).is_file() or (folder / fmt.SEGMENTS).is_dir()
+    return (folder.parent, folder.name) if is_one else (folder, None)
 
 
 def _folder_problem(kind: str, name: str, error: Exception) -> Problem:

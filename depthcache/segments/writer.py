@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,10 @@ import numpy.typing as npt
 from depthcache.errors import CacheIncompleteError
 from depthcache.format import segment_format as fmt
 from depthcache.format.quantisation import quantise
+from depthcache.format.seal import make_seal, summarise_object
 from depthcache.format.shard_planning import SegmentPlan, ShardPlan
-from depthcache.storage.object_stores import LocalStore, ObjectStore
+from depthcache.storage.local_folder import LocalStore
+from depthcache.storage.object_store import ObjectStore
 
 # A map takes 5 ms, which must not hold a fast GPU up. Few cores are left to the forward pass.
 _NUM_ENCODERS = min(max((os.cpu_count() or 1) // 4, 1), 8)
@@ -75,13 +76,13 @@ def write_shard(
 
     with ThreadPoolExecutor(_NUM_ENCODERS) as encoders:
         list(encoders.map(encode_row, range(len(shard.keys))))
-    name = f"{shard.bucket}/c/{shard.number}"
     if failed:
         store.put(
             f"{prefix}/failures/{shard.bucket}-{shard.number}.json", fmt.canonical_json(failed)
         )
-    store.put(f"{prefix}/ranges/{name}/0", fmt.add_crc(ranges.tobytes()))
-    store.put(f"{prefix}/maps/{name}/0/0", fmt.encode_shard(chunks, shard_rows))
+    ranges_name = fmt.ranges_object(shard.bucket, shard.number)
+    store.put(f"{prefix}/{ranges_name}", fmt.add_crc(ranges.tobytes()))
+    store.put(f"{prefix}/{shard.maps_object}", fmt.encode_shard(chunks, shard_rows))
     return failed
 
 
@@ -102,7 +103,7 @@ def seal_segment(
     entries: list[tuple[str, int, int]] = []
     buckets = [fmt.bucket_name(shape) for shape in plan.buckets]
     for shard in plan.shards:
-        name = f"maps/{shard.bucket}/c/{shard.number}/0/0"
+        name = shard.maps_object
         if name not in present:
             raise CacheIncompleteError(f"{prefix}/{name} is missing; run stage one again")
         data = store.get(f"{prefix}/{name}")
@@ -124,22 +125,6 @@ def seal_segment(
         if name != fmt.SEALED and ".tmp-" not in name:
             objects[name] = summarise_object(store.get(f"{prefix}/{name}"))
     store.put(f"{prefix}/{fmt.SEALED}", make_seal(objects, provenance))
-
-
-def summarise_object(data: bytes) -> dict[str, Any]:
-    """What the manifest says of an object: {"size", "sha256"}."""
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def make_seal(objects: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]) -> bytes:
-    """Bytes of `sealed.json`, which carries its own checksum."""
-    body: dict[str, Any] = {
-        "format_version": fmt.FORMAT_VERSION,
-        "objects": {name: dict(entry) for name, entry in objects.items()},
-        "provenance": dict(provenance),
-    }
-    checksum = hashlib.sha256(fmt.canonical_json(body)).hexdigest()
-    return fmt.canonical_json({**body, "checksum": checksum})
 
 
 def segment_metadata(
@@ -182,7 +167,7 @@ def segment_metadata(
     documents["index/row/zarr.json"] = fmt.plain_metadata([num_maps], "uint32", [full])
     files = {name: fmt.canonical_json(document) for name, document in documents.items()}
     if entries:
-        digests = b"".join(bytes.fromhex(key) for key, _, _ in entries)
+        digests = b"".join(fmt.parse_image_key(key) for key, _, _ in entries)
         files["index/digests/c/0/0"] = fmt.add_crc(digests)
         files["index/bucket/c/0"] = fmt.add_crc(
             np.array([bucket for _, bucket, _ in entries], dtype="<u2").tobytes()

@@ -15,16 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from depthcache.errors import CacheNotFoundError, CacheUnreachableError, DepthCacheError
+from depthcache.format import segment_format as fmt
+from depthcache.format.seal import is_segment_id, parse_seal
+from depthcache.segments.fingerprint import is_cache_name
 from depthcache.segments.reader import SegmentReader
 from depthcache.service.roots import ServedRoot
-from depthcache.service.segment_layout import (
-    FINGERPRINT_NAME,
-    SEALED_NAME,
-    SEGMENTS_NAME,
-    is_cache_name,
-    is_segment_id,
-    parse_seal,
-)
 
 CATALOGUE_VERSION = 1
 _DIGEST = np.dtype("S32")
@@ -57,7 +52,7 @@ class SealedSegment:
     @property
     def prefix(self) -> str:
         """Its folder in the root."""
-        return f"{self.cache}/{SEGMENTS_NAME}/{self.segment_id}"
+        return fmt.segment_prefix(self.cache, self.segment_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +155,9 @@ class Catalogue:
         entry = self._snapshot.caches.get(parts[0])
         if entry is None:
             return None
-        if len(parts) == 2 and parts[1] == FINGERPRINT_NAME:
+        if len(parts) == 2 and parts[1] == fmt.FINGERPRINT:
             return entry.fingerprint_object
-        if len(parts) != 4 or parts[1] != SEGMENTS_NAME:
+        if len(parts) != 4 or parts[1] != fmt.SEGMENTS:
             return None
         segment = entry.segments.get(parts[2])
         return segment.objects.get(parts[3]) if segment else None
@@ -289,17 +284,17 @@ def _scan_root(root: ServedRoot, known: dict[str, CacheEntry]) -> dict[str, Cach
             continue
         before = known.get(name)
         try:
-            text = root.store.get(f"{name}/{FINGERPRINT_NAME}")
+            text = root.store.get(f"{name}/{fmt.FINGERPRINT}")
             fingerprint = json.loads(text)
         except (CacheNotFoundError, OSError, ValueError):
             continue
-        if not isinstance(fingerprint, dict) or root.find_misplaced(name, [FINGERPRINT_NAME]):
+        if not isinstance(fingerprint, dict) or root.find_misplaced(name, [fmt.FINGERPRINT]):
             continue
         segments, damaged = _scan_segments(root, name, before.segments if before else {})
         caches[name] = CacheEntry(
             name=name,
             fingerprint=fingerprint,
-            fingerprint_object=_stored(name, None, f"{name}/{FINGERPRINT_NAME}", text),
+            fingerprint_object=_stored(name, None, f"{name}/{fmt.FINGERPRINT}", text),
             segments=segments,
             damaged_segments=damaged,
         )
@@ -331,8 +326,8 @@ def _scan_segments(
 def _load_segment(
     root: ServedRoot, cache: str, segment_id: str, sealed_time: float
 ) -> SealedSegment:
-    prefix = f"{cache}/{SEGMENTS_NAME}/{segment_id}"
-    text = root.store.get(f"{prefix}/{SEALED_NAME}")
+    prefix = fmt.segment_prefix(cache, segment_id)
+    text = root.store.get(f"{prefix}/{fmt.SEALED}")
     seal = parse_seal(text)
     objects = {
         name: StoredObject(
@@ -344,7 +339,7 @@ def _load_segment(
         )
         for name, entry in seal["objects"].items()
     }
-    objects[SEALED_NAME] = _stored(cache, segment_id, f"{prefix}/{SEALED_NAME}", text)
+    objects[fmt.SEALED] = _stored(cache, segment_id, f"{prefix}/{fmt.SEALED}", text)
     misplaced = root.find_misplaced(prefix, objects)
     if misplaced is not None:
         raise ValueError(f"object {misplaced!r} is a link out of its place")

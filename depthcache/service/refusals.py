@@ -6,7 +6,11 @@ any other type is a bug of the service.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class RequestRefusedError(Exception):
@@ -37,4 +41,16 @@ def storage_unreachable(error: Exception) -> RequestRefusedError:
     """The answer while the bucket behind the service does not answer."""
     return RequestRefusedError(
         503, "storage-unreachable", f"the bucket does not answer: {error}", {"Retry-After": "5"}
+    )
+
+
+def storage_refusal(error: OSError) -> RequestRefusedError | None:
+    """The 507 that a full disk (or quota, or file size limit) deserves; None for other errors."""
+    if error.errno not in _FULL:
+        return None
+    return RequestRefusedError(
+        507,
+        "disk-full",
+        f"the service's disk cannot take it ({os.strerror(error.errno or 0)}); the upload was "
+        "removed, nothing of it is published",
     )

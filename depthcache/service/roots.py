@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Protocol
 
-from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
+from depthcache.errors import CacheCorruptError, CacheNotFoundError, DepthCacheError
+from depthcache.format import segment_format as fmt
 from depthcache.service.refusals import RequestRefusedError
-from depthcache.service.segment_layout import FINGERPRINT_NAME, SEALED_NAME, SEGMENTS_NAME
-from depthcache.service.staging import STAGING_NAME, sync_folder, sync_tree, write_durably
-from depthcache.storage.object_stores import BucketStore, LocalStore, ObjectStore
+from depthcache.storage.bucket import BucketStore
+from depthcache.storage.durable_files import sync_folder, sync_tree, write_durably
+from depthcache.storage.local_folder import LocalStore
+from depthcache.storage.object_store import ObjectStore
 
 STATE_NAME = ".service"
 TRASH_PREFIX = "trash-"
@@ -107,7 +109,7 @@ class LocalRoot:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.store: ObjectStore = LocalStore(self.folder)
-        self.staging = self.folder / STAGING_NAME
+        self.staging = self.folder / fmt.STAGING
         self._state = self.folder / STATE_NAME
 
     def is_reachable(self) -> bool:
@@ -115,9 +117,9 @@ class LocalRoot:
 
     def list_sealed(self, cache: str) -> dict[str, float]:
         sealed = {}
-        for segment in _subfolders(self.folder / cache / SEGMENTS_NAME):
+        for segment in _subfolders(self.folder / cache / fmt.SEGMENTS):
             try:
-                sealed[segment.name] = (segment / SEALED_NAME).stat().st_mtime
+                sealed[segment.name] = (segment / fmt.SEALED).stat().st_mtime
             except OSError:
                 continue
         return sealed
@@ -131,15 +133,15 @@ class LocalRoot:
 
     def has_unsealed(self, prefix: str) -> bool:
         folder = self.folder / prefix
-        return folder.exists() and not (folder / SEALED_NAME).exists()
+        return folder.exists() and not (folder / fmt.SEALED).exists()
 
     def publish(self, folder: Path, prefix: str, fingerprint: bytes) -> None:
         sync_tree(folder)
         target = self.folder / prefix
         cache_folder = target.parent.parent
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not (cache_folder / FINGERPRINT_NAME).is_file():
-            write_durably(cache_folder / FINGERPRINT_NAME, fingerprint)
+        if not (cache_folder / fmt.FINGERPRINT).is_file():
+            write_durably(cache_folder / fmt.FINGERPRINT, fingerprint)
         sync_folder(self.folder)
         sync_folder(cache_folder)
         folder.rename(target)
@@ -180,20 +182,20 @@ class BucketRoot:
     def __init__(self, url: str, work: Path) -> None:
         self._bucket = BucketStore(url)
         self.store: ObjectStore = self._bucket
-        self.staging = work / STAGING_NAME
+        self.staging = work / fmt.STAGING
 
     def is_reachable(self) -> bool:
         try:
             self._bucket.list_folders("")
-        except CacheUnreachableError:
+        except DepthCacheError:
             return False
         return True
 
     def list_sealed(self, cache: str) -> dict[str, float]:
         sealed = {}
-        for path, changed in self._bucket.list_times(f"{cache}/{SEGMENTS_NAME}").items():
+        for path, changed in self._bucket.list_times(f"{cache}/{fmt.SEGMENTS}").items():
             segment_id, _, name = path.partition("/")
-            if name == SEALED_NAME:
+            if name == fmt.SEALED:
                 sealed[segment_id] = changed
         return sealed
 
@@ -213,15 +215,15 @@ class BucketRoot:
 
     def publish(self, folder: Path, prefix: str, fingerprint: bytes) -> None:
         cache = prefix.split("/", maxsplit=1)[0]
-        self._create(f"{cache}/{FINGERPRINT_NAME}", fingerprint)
+        self._create(f"{cache}/{fmt.FINGERPRINT}", fingerprint)
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        names.remove(SEALED_NAME)
-        for name in (*names, SEALED_NAME):
+        names.remove(fmt.SEALED)
+        for name in (*names, fmt.SEALED):
             self._create(f"{prefix}/{name}", (folder / name).read_bytes())
 
     def withdraw(self, folder: Path, prefix: str) -> None:
         objects = self._bucket.list_objects(prefix)
-        if SEALED_NAME in objects:
+        if fmt.SEALED in objects:
             return
         for name in objects:
             copied = folder / name
@@ -230,7 +232,7 @@ class BucketRoot:
                 self._bucket.delete(f"{prefix}/{name}")
 
     def remove(self, prefix: str) -> None:
-        self._bucket.delete(f"{prefix}/{SEALED_NAME}")
+        self._bucket.delete(f"{prefix}/{fmt.SEALED}")
         for name in self._bucket.list_objects(prefix):
             self._bucket.delete(f"{prefix}/{name}")
 

@@ -30,31 +30,22 @@ from pathlib import Path
 from typing import Any
 
 from depthcache.errors import CacheNotFoundError, DepthCacheError
+from depthcache.format import segment_format as fmt
+from depthcache.format.seal import is_segment_id, parse_seal
+from depthcache.segments.fingerprint import is_cache_name, parse_fingerprint
+from depthcache.segments.verification import find_problems
 from depthcache.service.catalogue import Catalogue
 from depthcache.service.lifecycle import LifeCycle
 from depthcache.service.metrics import ServiceMetrics
-from depthcache.service.refusals import RequestRefusedError
+from depthcache.service.refusals import RequestRefusedError, storage_refusal
 from depthcache.service.roots import TRASH_PREFIX
-from depthcache.service.segment_layout import (
-    FINGERPRINT_NAME,
-    SEALED_NAME,
-    SEGMENTS_NAME,
-    check_fingerprint,
-    find_problems,
-    is_cache_name,
-    is_segment_id,
-    parse_seal,
-)
-from depthcache.service.staging import (
-    storage_refusal,
-    sync_folder,
-    write_durably,
-)
+from depthcache.storage.durable_files import sync_folder, write_durably
 
 UPLOAD_PREFIX = "upload-"
 _FRESH_PREFIX = "new-"
 _PUBLISHING = "publishing"
 _WRITE_BYTES = 2**20
+MAX_OBJECTS = 100_000
 
 log = logging.getLogger("depthcache.service")
 
@@ -149,8 +140,8 @@ class UploadStore:
             (fresh / "segment").mkdir()
             record = {"cache": cache, "segment": segment_id, "begun": time.time()}
             write_durably(fresh / "upload.json", json.dumps(record).encode())
-            write_durably(fresh / FINGERPRINT_NAME, fingerprint)
-            write_durably(fresh / SEALED_NAME, seal)
+            write_durably(fresh / fmt.FINGERPRINT, fingerprint)
+            write_durably(fresh / fmt.SEALED, seal)
             fresh.rename(folder)
         except OSError:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -170,7 +161,7 @@ class UploadStore:
             if not is_plausible:
                 raise FileNotFoundError
             record = json.loads((folder / "upload.json").read_bytes())
-            seal = parse_seal((folder / SEALED_NAME).read_bytes())
+            seal = parse_seal((folder / fmt.SEALED).read_bytes())
         except (OSError, ValueError, DepthCacheError):
             raise RequestRefusedError(
                 404, "no-such-upload", "no such upload; it was published, removed or never begun"
@@ -216,7 +207,7 @@ class UploadStore:
             )
         async with lock:
             try:
-                return await self._append(upload, name, offset, body)
+                return await _append(upload, name, offset, body)
             except FileNotFoundError:
                 raise RequestRefusedError(
                     404, "no-such-upload", "the upload was removed meanwhile; begin it again"
@@ -229,45 +220,6 @@ class UploadStore:
                 raise refusal from error
             finally:
                 self._object_locks.pop(key, None)
-
-    async def _append(
-        self, upload: Upload, name: str, offset: int, body: AsyncIterator[bytes]
-    ) -> dict[str, Any]:
-        size, sha256 = upload.objects[name]
-        if upload.staged(name).is_file():
-            return {"path": name, "offset": size, "size": size, "complete": True}
-        part = upload.part(name)
-        received = _file_size(part)
-        if offset != received:
-            raise RequestRefusedError(
-                409,
-                "wrong-offset",
-                f"the next byte is number {received}, the piece begins at {offset}",
-                {"Upload-Offset": str(received)},
-            )
-        part.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(
-            part, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-        )
-        try:
-            pending = bytearray()
-            async for piece in body:
-                pending += piece
-                if received + len(pending) > size:
-                    raise RequestRefusedError(
-                        413, "object-too-large", f"the manifest gives {name} {size} bytes"
-                    )
-                if len(pending) >= _WRITE_BYTES:
-                    received += await asyncio.to_thread(_write_all, descriptor, pending)
-                    pending = bytearray()
-            received += await asyncio.to_thread(_write_all, descriptor, pending)
-            if received == size:
-                await asyncio.to_thread(os.fsync, descriptor)
-        finally:
-            os.close(descriptor)
-        if received == size:
-            await asyncio.to_thread(_accept_object, upload, name, sha256)
-        return {"path": name, "offset": received, "size": size, "complete": received == size}
 
     def commit(self, upload_id: str) -> dict[str, Any]:
         """Validate the whole segment and publish it.
@@ -305,14 +257,14 @@ class UploadStore:
 
     def _validate_and_publish(self, upload: Upload) -> dict[str, Any]:
         cache, segment_id = upload.cache, upload.segment_id
-        fingerprint = (upload.folder / FINGERPRINT_NAME).read_bytes()
-        seal = (upload.folder / SEALED_NAME).read_bytes()
+        fingerprint = (upload.folder / fmt.FINGERPRINT).read_bytes()
+        seal = (upload.folder / fmt.SEALED).read_bytes()
         answer = {"state": "published", "cache": cache, "segment": segment_id}
         if self._is_published(cache, segment_id, fingerprint, seal):
             self.discard(upload.upload_id)
             return answer
         folder = upload.folder / "segment"
-        write_durably(folder / SEALED_NAME, seal)
+        write_durably(folder / fmt.SEALED, seal)
         problems = find_problems(folder)
         if problems:
             self._metrics.refused_uploads.inc()
@@ -370,13 +322,13 @@ class UploadStore:
         return removed
 
     def _is_published(self, cache: str, segment_id: str, fingerprint: bytes, seal: bytes) -> bool:
-        known = self._read_or_none(f"{cache}/{FINGERPRINT_NAME}")
+        known = self._read_or_none(f"{cache}/{fmt.FINGERPRINT}")
         if known is not None and known != fingerprint:
             raise RequestRefusedError(
                 409, "other-fingerprint", f"{cache} has other bytes in its fingerprint.json"
             )
         prefix = _prefix(cache, segment_id)
-        published = self._read_or_none(f"{prefix}/{SEALED_NAME}")
+        published = self._read_or_none(f"{prefix}/{fmt.SEALED}")
         if published == seal:
             return True
         if published is not None:
@@ -416,7 +368,7 @@ class UploadStore:
 
 
 def _prefix(cache: str, segment_id: str) -> str:
-    return f"{cache}/{SEGMENTS_NAME}/{segment_id}"
+    return fmt.segment_prefix(cache, segment_id)
 
 
 def _check_begin(
@@ -427,14 +379,59 @@ def _check_begin(
             raise ValueError(f"{cache!r} is not the name of a fingerprint folder")
         if not is_segment_id(segment_id):
             raise ValueError(f"{segment_id!r} is not a segment id")
-        check_fingerprint(cache, fingerprint)
-        return _seal_objects(parse_seal(seal))
+        expected = fmt.fingerprint_folder(parse_fingerprint(fingerprint, cache))
+        if cache != expected:
+            raise ValueError(f"the fingerprint belongs in the folder {expected}, not in {cache}")
+        objects = _seal_objects(parse_seal(seal))
+        if len(objects) > MAX_OBJECTS:
+            raise ValueError(f"the manifest lists {len(objects)} objects, at most {MAX_OBJECTS}")
+        return objects
     except (ValueError, DepthCacheError) as error:
         raise RequestRefusedError(422, "invalid-upload", str(error)) from error
 
 
 def _seal_objects(seal: dict[str, Any]) -> dict[str, tuple[int, str]]:
     return {name: (entry["size"], entry["sha256"]) for name, entry in seal["objects"].items()}
+
+
+async def _append(
+    upload: Upload, name: str, offset: int, body: AsyncIterator[bytes]
+) -> dict[str, Any]:
+    size, sha256 = upload.objects[name]
+    if upload.staged(name).is_file():
+        return {"path": name, "offset": size, "size": size, "complete": True}
+    part = upload.part(name)
+    received = _file_size(part)
+    if offset != received:
+        raise RequestRefusedError(
+            409,
+            "wrong-offset",
+            f"the next byte is number {received}, the piece begins at {offset}",
+            {"Upload-Offset": str(received)},
+        )
+    part.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(
+        part, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+    )
+    try:
+        pending = bytearray()
+        async for piece in body:
+            pending += piece
+            if received + len(pending) > size:
+                raise RequestRefusedError(
+                    413, "object-too-large", f"the manifest gives {name} {size} bytes"
+                )
+            if len(pending) >= _WRITE_BYTES:
+                received += await asyncio.to_thread(_write_all, descriptor, pending)
+                pending = bytearray()
+        received += await asyncio.to_thread(_write_all, descriptor, pending)
+        if received == size:
+            await asyncio.to_thread(os.fsync, descriptor)
+    finally:
+        os.close(descriptor)
+    if received == size:
+        await asyncio.to_thread(_accept_object, upload, name, sha256)
+    return {"path": name, "offset": received, "size": size, "complete": received == size}
 
 
 def _accept_object(upload: Upload, name: str, sha256: str) -> None:

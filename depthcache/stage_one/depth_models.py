@@ -17,12 +17,12 @@ from depthcache.errors import CacheMismatchError
 from depthcache.format import segment_format as fmt
 from depthcache.format.quantisation import DEFAULT_BITS, describe_encoding
 from depthcache.stage_one.cpu_attention import use_bf16_attention
+from depthcache.stage_one.settings import StageOneSettings
 
 _NEARER = ("dpt", "depth_anything", "depth_pro")
 _METRIC = ("zoedepth", "glpn")
 _BY_SETTING = ("depth_anything", "prompt_depth_anything")
 _SMALLEST_METRES = 1e-3
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(kw_only=True)
@@ -150,6 +150,52 @@ def load_depth_model(
         gives_metric_depth=gives_metric_depth,
         fingerprint=fingerprint,
     )
+
+
+def load_with_settings(model: str | Path, settings: StageOneSettings) -> DepthModel:
+    """`load_depth_model` as stage one's settings say; without a device on cuda if there is one."""
+    import torch
+
+    return load_depth_model(
+        model,
+        revision=settings.revision,
+        device=settings.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        precision=settings.precision,
+        bits=settings.bits,
+    )
+
+
+class MapShapes:
+    """Shape of the map of an image of a given size, found out once per network input shape."""
+
+    def __init__(self, model: DepthModel) -> None:
+        self._model = model
+        self._inputs: dict[tuple[int, int], tuple[int, int] | str] = {}
+        self._outputs: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def __call__(self, size: tuple[int, int]) -> tuple[int, int] | str:
+        """(H, W) of the map of an (H, W) image, or why the model cannot take one."""
+        if size not in self._inputs:
+            self._inputs[size] = self._try(size)
+        return self._inputs[size]
+
+    def _try(self, size: tuple[int, int]) -> tuple[int, int] | str:
+        import torch
+
+        try:
+            pixels = self._model.preprocess(np.zeros((*size, 3), np.uint8))
+            shape = tuple(pixels.shape)
+            if shape not in self._outputs:
+                height, width = self._model.predict([pixels])[0].shape
+                self._outputs[shape] = (height, width)
+            return self._outputs[shape]
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError, ArithmeticError) as error:
+            return (
+                f"the model's preprocessing cannot take an image of {size[1]}×{size[0]} ({error}); "
+                "pad or crop it to a less extreme shape, or leave it out"
+            )
 
 
 def output_is_metric(config: Any) -> bool:

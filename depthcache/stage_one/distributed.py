@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_com
 from depthcache.errors import CacheIncompleteError, CacheMismatchError
 from depthcache.format import segment_format as fmt
 from depthcache.format.shard_planning import ShardPlan
-from depthcache.stage_one.depth_models import DepthModel, load_depth_model
+from depthcache.stage_one.depth_models import DepthModel, load_with_settings
+from depthcache.stage_one.settings import StageOneSettings
 from depthcache.stage_one.shard_computation import ShardTarget, compute_shards
-from depthcache.storage.object_stores import open_store
+from depthcache.storage.object_store import open_store
 
 LOCAL = "local"
 _RETRIES = 3
@@ -30,23 +31,17 @@ _PLUGIN = "depthcache-model"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """What a worker needs to load the coordinator's model.
+    """What a worker needs to load the coordinator's model, and to compute as it would.
 
     Attributes:
         model: hub id or local folder; a folder must lie at the same path on every worker.
-        revision: of a hub model.
-        device: torch device; with several GPUs, `cuda` gives each local worker its own.
-        precision: fp32, bf16 or fp16.
-        bits: significant bits of a stored map.
+        settings: the run's; with several GPUs, device `cuda` gives each local worker its own.
         fingerprint: folder name that the loaded model must have.
         num_threads: torch threads, the coordinator's, so that sums are taken in the same order.
     """
 
     model: str
-    revision: str | None
-    device: str
-    precision: str
-    bits: int
+    settings: StageOneSettings
     fingerprint: str
     num_threads: int
 
@@ -83,16 +78,10 @@ class DepthModelPlugin(WorkerPlugin):
 
         request = self.request
         torch.set_num_threads(request.num_threads)
-        device = request.device
+        device = request.settings.device
         if device == "cuda" and isinstance(self._worker_name, int):
             device = f"cuda:{self._worker_name % torch.cuda.device_count()}"
-        model = load_depth_model(
-            request.model,
-            revision=request.revision,
-            device=device,
-            precision=request.precision,
-            bits=request.bits,
-        )
+        model = load_with_settings(request.model, replace(request.settings, device=device))
         found = fmt.fingerprint_folder(model.fingerprint)
         if found != request.fingerprint:
             raise CacheMismatchError(
@@ -109,10 +98,6 @@ def compute_on_workers(
     request: ModelRequest,
     root: str,
     prefix: str,
-    shard_rows: int,
-    batch_size: int,
-    scheduler: str,
-    workers: int,
     progress: Callable[[int], None] | None = None,
 ) -> set[str]:
     """Compute and write shards on a cluster.
@@ -122,13 +107,9 @@ def compute_on_workers(
     Args:
         shards: those still to write.
         paths: image file by key; must be readable by every worker.
-        request: the model.
+        request: the model, and how to compute.
         root: cache root, for every worker the same place.
         prefix: folder of the segment.
-        shard_rows: rows of a full shard.
-        batch_size: images per forward pass.
-        scheduler: address of a running scheduler, or "local" for worker processes here.
-        workers: number of local worker processes.
         progress: called with the number of contents of every shard that is done.
 
     Returns:
@@ -140,7 +121,7 @@ def compute_on_workers(
     """
     place = root if "://" in root else str(Path(root).resolve())
     computed: set[str] = set()
-    with _connected(scheduler, workers) as client:
+    with _connected(request.settings) as client:
         client.register_plugin(DepthModelPlugin(request))
         futures = {
             client.submit(
@@ -149,9 +130,7 @@ def compute_on_workers(
                 {key: str(Path(paths[key]).resolve()) for key in shard.keys},
                 place,
                 prefix,
-                shard_rows,
-                batch_size,
-                request.bits,
+                request.settings,
                 key=f"depth-{prefix}-{shard.bucket}-{shard.number}",
                 pure=False,
                 retries=_RETRIES,
@@ -178,9 +157,7 @@ def compute_shard(
     paths: Mapping[str, str],
     root: str,
     prefix: str,
-    shard_rows: int,
-    batch_size: int,
-    bits: int,
+    settings: StageOneSettings,
 ) -> list[str]:
     """The task: read, predict and write one shard with the worker's model.
 
@@ -193,22 +170,27 @@ def compute_shard(
         [shard],
         {key: Path(path) for key, path in paths.items()},
         get_worker().plugins[_PLUGIN].load(),
-        ShardTarget(store=open_store(root), prefix=prefix, shard_rows=shard_rows, bits=bits),
-        batch_size=batch_size,
+        ShardTarget(
+            store=open_store(root),
+            prefix=prefix,
+            shard_rows=settings.shard_rows,
+            bits=settings.bits,
+        ),
+        batch_size=settings.batch_size,
         readers=2,
     )
     return sorted(outcome.computed)
 
 
 @contextmanager
-def _connected(scheduler: str, workers: int) -> Iterator[Any]:
-    if scheduler != LOCAL:
-        with Client(scheduler, timeout="30s") as client:
+def _connected(settings: StageOneSettings) -> Iterator[Any]:
+    if settings.scheduler != LOCAL:
+        with Client(settings.scheduler, timeout="30s") as client:
             yield client
         return
     with (
         LocalCluster(
-            n_workers=workers,
+            n_workers=settings.workers,
             threads_per_worker=2,  # one reads and writes while the other has the network
             processes=True,
             dashboard_address=None,

@@ -22,7 +22,7 @@ from depthcache.format.shard_planning import ShardPlan
 from depthcache.image_decoding import decode_image, image_key
 from depthcache.segments.writer import write_shard
 from depthcache.stage_one.depth_models import DepthModel
-from depthcache.storage.object_stores import ObjectStore
+from depthcache.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True, kw_only=True)

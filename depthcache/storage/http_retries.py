@@ -1,16 +1,82 @@
-"""When a request over HTTP is worth another try, and how long to wait before it."""
+"""The one loop that repeats a request over HTTP: when that is worth it, and how long to wait."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import random
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from depthcache.errors import CacheCorruptError, CacheUnreachableError
 
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 _PASSING_STATUSES = frozenset({408, 429, 502, 503, 504})
+_Answer = TypeVar("_Answer")
+
+
+class PassingError(Exception):
+    """A failure that the same request may not meet again.
+
+    Args:
+        reason: what happened.
+        retry_after: the server's header of that name.
+        is_damage: bytes arrived that are not those that were sent.
+    """
+
+    def __init__(
+        self, reason: str, *, retry_after: str | None = None, is_damage: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.is_damage = is_damage
+
+
+def try_several_times(attempt: Callable[[], _Answer], what: str, num_attempts: int) -> _Answer:
+    """Make a request until it does not fail in a way that may pass, with growing waits.
+
+    Args:
+        attempt: one request; an error of httpx, or a PassingError, is worth another.
+        what: named in the error.
+        num_attempts: how often to try, at least once.
+
+    Raises:
+        CacheUnreachableError: every attempt failed.
+        CacheCorruptError: every attempt failed, the last because bytes arrived damaged.
+    """
+    import httpx
+
+    for wait_seconds in retry_waits(num_attempts):
+        try:
+            return attempt()
+        except httpx.HTTPError as error:
+            failure = PassingError(f"{type(error).__name__}: {error}")
+        except PassingError as error:
+            failure = error
+        if wait_seconds is None:
+            kind = CacheCorruptError if failure.is_damage else CacheUnreachableError
+            raise kind(
+                f"{what} failed {num_attempts} times in a row ({failure}); the same command goes "
+                "on from here once it is back"
+            ) from failure
+        time.sleep(wait_asked_for(failure.retry_after, wait_seconds))
+    raise AssertionError("the last wait is None")
+
+
+def check_status(response: Any) -> None:
+    """Raise PassingError for a status with which the same request may succeed later."""
+    if is_passing(response.status_code):
+        raise PassingError(
+            f"it answers {response.status_code}", retry_after=response.headers.get("Retry-After")
+        )
+
+
+def check_digest(response: Any) -> None:
+    """Raise PassingError when a whole answer is not what its head says."""
+    if not has_its_digest(response):
+        raise PassingError("bytes of another sha256 than it says", is_damage=True)
 
 
 def retry_waits(num_attempts: int) -> Iterator[float | None]:
@@ -47,3 +113,11 @@ def wait_asked_for(retry_after: str | None, wait_seconds: float) -> float:
     if retry_after is None or not retry_after.isdigit():
         return wait_seconds
     return max(wait_seconds, min(float(retry_after), LONGEST_WAIT_SECONDS))
+
+
+def is_damage_report(response: Any) -> bool:
+    """Whether a service says that its disk no longer holds what the manifest says."""
+    try:
+        return response.json()["error"] in ("object-damaged", "map-damaged")
+    except (ValueError, KeyError, TypeError):
+        return False

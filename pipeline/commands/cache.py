@@ -30,7 +30,7 @@ app = typer.Typer(help="Depth caches: look at, check, share, clean.", no_args_is
 @app.command("ls")
 def list_caches(root: RootArgument, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """List the caches under a root."""
-    from depthcache.segments.catalogue import list_caches as find_caches
+    from depthcache.cache_reader import list_caches as find_caches
 
     with stdout_kept_clean():
         caches = _fields(find_caches(root, token=token))
@@ -411,10 +411,13 @@ def _fill_command(root: str, images: Path | None, coco: Path | None, info: Any) 
 
 
 def _repair(root: Path, images: Path | None, model: str | None, revision: str | None) -> object:
-    from depthcache.segments.verification import repair_cache
+    from depthcache.stage_one.repair_cache import repair_cache
+    from depthcache.stage_one.settings import StageOneSettings
     from pipeline.datasets.image_lists import list_folder_images
     from pipeline.runs.experiment_files import resolve_model
 
     if images is None or model is None:
         raise UsageError("--repair recomputes depth: it needs --images DIR and --model MODEL")
-    return repair_cache(root, list_folder_images(images), resolve_model(model), revision=revision)
+    return repair_cache(
+        root, list_folder_images(images), resolve_model(model), StageOneSettings(revision=revision)
+    )

@@ -83,13 +83,14 @@ def compute_depth(
         }
         if dry_run:
             from depthcache.stage_one.precompute import plan_depth
+            from depthcache.stage_one.settings import StageOneSettings
             from pipeline.runs.service_cache import is_service, local_root_of
 
             given = {key: value for key, value in options.items() if value is not None}
             if is_service(root):
                 given["upstreams"] = (root, *given.get("upstreams", ()))
                 root = local_root_of(root.rstrip("/"))
-            plan = to_jsonable(plan_depth(files, chosen_model, root, **given))
+            plan = to_jsonable(plan_depth(files, chosen_model, root, StageOneSettings(**given)))
         else:
             from pipeline.runs.stages import compute_depth_maps
 

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from depthcache.storage.durable_files import write_durably
 from pipeline.config import describe_changes
 from pipeline.errors import PipelineError, UsageError
 from pipeline.output import to_jsonable
@@ -300,17 +301,7 @@ def is_in_use(folder: Path) -> bool:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see the old or the new text, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(path, text.encode())
 
 
 def describe_environment() -> dict[str, Any]:

@@ -36,7 +36,7 @@ def compute_for_service(compute: Callable[..., Any], url: str, options: dict[str
     Args:
         compute: called with (root, options); returns a `PrecomputeSummary`.
         url: the service.
-        options: of `depthcache.stage_one.precompute.precompute_depth`.
+        options: of `depthcache.stage_one.settings.StageOneSettings`.
 
     Returns:
         The summary; its `cache_url` is the service's, or the local folder's when it is down.
@@ -45,7 +45,7 @@ def compute_for_service(compute: Callable[..., Any], url: str, options: dict[str
         DepthCacheError: the service refused the maps; they stay in the local folder.
     """
     from depthcache.exchange.transfer import push_cache
-    from depthcache.storage.object_stores import TOKEN_VARIABLE
+    from depthcache.storage.object_store import TOKEN_VARIABLE
 
     url = url.rstrip("/")
     root = local_root_of(url)

@@ -201,16 +201,18 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
         images: image files.
         model: hub id or local folder.
         cache_root: where the cache is kept: a folder, a bucket, or a service.
-        options: further arguments of `precompute_depth`; None is left out.
+        options: of `depthcache.stage_one.settings.StageOneSettings`; None is left out.
 
     Returns:
         `depthcache.stage_one.precompute.PrecomputeSummary`.
     """
     from depthcache.stage_one.precompute import precompute_depth
+    from depthcache.stage_one.settings import StageOneSettings
 
     def compute(root: str, given: dict[str, Any]) -> Any:
         with ProgressReporter("depth", "images") as progress:
-            return precompute_depth(images, model, root, progress=progress.update, **given)
+            settings = StageOneSettings(**given)
+            return precompute_depth(images, model, root, settings, progress=progress.update)
 
     given = {key: value for key, value in options.items() if value is not None}
     if is_service(cache_root):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from depthcache.storage.durable_files import replaced_file
 from segtrain.errors import CheckpointError
 from segtrain.exchange.published_checkpoints import (
     match_depth_layer,
@@ -50,20 +50,8 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         path: the file; its folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replaced_file(path) as file:
+        torch.save(state, file)
 
 
 def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
@@ -78,7 +66,7 @@ def remove_partial_files(run_dir: Path) -> None:
     Nobody else may be writing there.
     """
     for folder in (run_dir, run_dir / "checkpoints"):
-        for path in folder.glob(".*.pth.*.tmp"):
+        for path in folder.glob("*.tmp-*"):
             path.unlink(missing_ok=True)
 
 

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from depthcache.storage.durable_files import write_durably
+
 
 class MetricsLog:
     """Appends rows; a resumed run first forgets what was written after its checkpoint.
@@ -53,9 +55,7 @@ class MetricsLog:
         if not self.path.is_file():
             return
         kept = [row for row in read_metrics(self.path) if row["iteration"] <= iteration]
-        temporary = self.path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

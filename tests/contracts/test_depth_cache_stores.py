@@ -20,7 +20,10 @@ from depthcache.errors import (
 from depthcache.format import segment_format as fmt
 from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.writer import seal_segment, write_shard
-from depthcache.storage.object_stores import BucketStore, HTTPStore, LocalStore, MemoryStore
+from depthcache.storage.bucket import BucketStore
+from depthcache.storage.http import HTTPStore
+from depthcache.storage.local_folder import LocalStore
+from depthcache.storage.object_store import MemoryStore
 
 FINGERPRINT = {"encoding": {"bits": 12}, "format_version": 1, "model": "m"}
 FOLDER = fmt.fingerprint_folder(FINGERPRINT)
@@ -122,8 +125,9 @@ def test_folders_and_ranges(store):
 
 def test_absent_objects_are_not_found(store):
     for read in (store.get, lambda path: store.get_range(path, 0, 4)):
-        with pytest.raises(CacheNotFoundError):
-            read(f"{FOLDER}/nothing")
+        for path in (f"{FOLDER}/nothing", f"{FOLDER}/fingerprint.json/below-a-file"):
+            with pytest.raises(CacheNotFoundError):
+                read(path)
 
 
 def test_pickled_cache_reads(store):

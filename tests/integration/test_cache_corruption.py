@@ -10,7 +10,7 @@ from depthcache.format import segment_format as fmt
 from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.verification import validate_segment
 from depthcache.segments.writer import seal_segment, write_shard
-from depthcache.storage.object_stores import MemoryStore
+from depthcache.storage.object_store import MemoryStore
 
 FINGERPRINT = {"format_version": 1, "model": "m"}
 FOLDER = fmt.fingerprint_folder(FINGERPRINT)

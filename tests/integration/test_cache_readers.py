@@ -30,7 +30,9 @@ from depthcache.local_tier import LocalTier
 from depthcache.segments.reader import EncodedMap
 from depthcache.segments.verification import verify_cache
 from depthcache.segments.writer import seal_segment, write_shard
-from depthcache.storage.object_stores import BucketStore, LocalStore, MemoryStore
+from depthcache.storage.bucket import BucketStore
+from depthcache.storage.local_folder import LocalStore
+from depthcache.storage.object_store import MemoryStore
 
 FINGERPRINT = {"format_version": 1, "model": "m"}
 FOLDER = fmt.fingerprint_folder(FINGERPRINT)
@@ -78,6 +80,26 @@ def test_cache_is_the_union_of_its_segments(num_segments):
     assert cache.missing(absent) == absent
     with pytest.raises(CacheMissError, match="64 hexadecimal"):
         cache.read("abcd")
+
+
+@pytest.mark.parametrize("has_tier", [False, True])
+def test_a_key_has_one_spelling(tmp_path, has_tier):
+    maps = make_maps(0, 1)
+    write_segment(LocalStore(tmp_path / "root"), maps)
+    (key,) = maps
+    tier = tmp_path / "tier" if has_tier else None
+    with DepthCache.open(tmp_path / "root", local_tier=tier) as cache:
+        cache.read(key)
+        for spelling in (key.upper(), f"{key[:-2]} {key[-2:]}", f" {key}", key[:-1], f"{key}\n"):
+            for action in (cache.read, lambda k: cache.read_batch([k]), lambda k: k in cache):
+                with pytest.raises(CacheMissError, match="64 hexadecimal digits"):
+                    action(spelling)
+    if tier is not None:
+        assert [path.name for path in tier.rglob("*.map")] == [f"{key}.map"]
+    with pytest.raises(ValueError, match="64 hexadecimal"):
+        plan_segment({key.upper(): (2, 2)}, fingerprint="m-0", shard_rows=1)
+    with pytest.raises(ValueError, match="64 hexadecimal"):
+        LocalTier(tmp_path).has(FOLDER, key.upper())
 
 
 def test_lossless_maps_come_back_bit_by_bit_and_zarr_reads_them(tmp_path):
@@ -379,7 +401,7 @@ def test_tier_keeps_no_map_that_takes_all_of_it_and_goes_on_without_a_disk(tmp_p
 
 def test_index_that_is_not_sorted_is_refused(tmp_path):
     """A seal may be valid and its writer wrong: binary search must not miss maps in silence."""
-    from depthcache.segments.writer import make_seal, summarise_object
+    from depthcache.format.seal import make_seal, summarise_object
 
     prefix = write_segment(LocalStore(tmp_path), make_maps(0, 3))
     segment = tmp_path / prefix

@@ -13,7 +13,8 @@ from PIL import Image
 from depthcache import DepthCache, image_key
 from depthcache.segments.verification import verify_cache
 from depthcache.stage_one.precompute import precompute_depth
-from depthcache.storage.object_stores import BucketStore
+from depthcache.stage_one.settings import StageOneSettings
+from depthcache.storage.bucket import BucketStore
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +57,9 @@ def _objects(root):
 @pytest.fixture(scope="module")
 def expected(model, images, tmp_path_factory):
     root = tmp_path_factory.mktemp("in-process")
-    summary = precompute_depth(images, model, str(root), shard_rows=2, batch_size=2)
+    summary = precompute_depth(
+        images, model, str(root), StageOneSettings(shard_rows=2, batch_size=2)
+    )
     assert (summary.num_computed, summary.num_failed) == (NUM_IMAGES, 1)
     return _objects(root)
 
@@ -78,9 +81,12 @@ def test_a_killed_worker_costs_nothing_but_time(model, images, expected, tmp_pat
                 os.kill(killed[0], signal.SIGKILL)
 
         summary = precompute_depth(
-            images, model, str(tmp_path), shard_rows=2, batch_size=2,
-            scheduler=cluster.scheduler_address, progress=kill_one,
-        )  # fmt: skip
+            images,
+            model,
+            str(tmp_path),
+            StageOneSettings(shard_rows=2, batch_size=2, scheduler=cluster.scheduler_address),
+            progress=kill_one,
+        )
         client.wait_for_workers(2, timeout=60)
         assert killed[0] not in client.run(os.getpid).values()
         client.close()
@@ -99,12 +105,15 @@ def test_local_workers_finish_what_was_begun_here(model, images, expected, tmp_p
 
     options = {"shard_rows": 2, "batch_size": 2}
     with pytest.raises(Stopped):
-        precompute_depth(images, model, str(tmp_path), progress=stop, **options)
+        precompute_depth(images, model, str(tmp_path), StageOneSettings(**options), progress=stop)
     seen = []
     summary = precompute_depth(
-        images, model, str(tmp_path), scheduler="local", workers=2,
-        progress=lambda done, total: seen.append((done, total)), **options,
-    )  # fmt: skip
+        images,
+        model,
+        str(tmp_path),
+        StageOneSettings(scheduler="local", workers=2, **options),
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert summary.num_failed == 1
     assert 0 < summary.num_computed < NUM_IMAGES
     assert seen[-1] == (NUM_IMAGES, NUM_IMAGES)
@@ -118,7 +127,10 @@ def test_workers_write_to_s3_what_one_process_writes_here_and_http_reads_it(
 ):
     s3, http = f"{bucket.url}/caches", f"{bucket.endpoint}/{bucket.name}/caches"
     summary = precompute_depth(
-        images, model, s3, shard_rows=2, batch_size=2, scheduler="local", workers=2
+        images,
+        model,
+        s3,
+        StageOneSettings(shard_rows=2, batch_size=2, scheduler="local", workers=2),
     )
     assert (summary.num_computed, summary.num_failed) == (NUM_IMAGES, 1)
     store = BucketStore(s3)
@@ -127,7 +139,7 @@ def test_workers_write_to_s3_what_one_process_writes_here_and_http_reads_it(
         if name.endswith("sealed.json"):
             stored[name] = json.dumps(json.loads(stored[name])["objects"], sort_keys=True).encode()
     assert stored == expected
-    again = precompute_depth(images, model, s3, shard_rows=2, batch_size=2)
+    again = precompute_depth(images, model, s3, StageOneSettings(shard_rows=2, batch_size=2))
     assert (again.num_present, again.num_computed) == (NUM_IMAGES, 0)
     # Published as a static site: readable by all, with the list that HTTP lacks.
     (folder,) = store.list_folders("")

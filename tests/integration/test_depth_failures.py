@@ -23,8 +23,10 @@ from depthcache import DepthCache, DepthCacheError, decode_image, image_key
 from depthcache.errors import CacheIncompleteError, CacheMismatchError
 from depthcache.format import segment_format as fmt
 from depthcache.segments.garbage_collection import collect_garbage
-from depthcache.segments.verification import repair_cache, verify_cache
+from depthcache.segments.verification import verify_cache
 from depthcache.stage_one.precompute import precompute_depth
+from depthcache.stage_one.repair_cache import repair_cache
+from depthcache.stage_one.settings import StageOneSettings
 
 NUM_IMAGES = 7
 
@@ -40,7 +42,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(model, images, tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
-    precompute_depth(images, model, str(root), shard_rows=3, batch_size=1)
+    precompute_depth(images, model, str(root), StageOneSettings(shard_rows=3, batch_size=1))
     return root
 
 
@@ -146,7 +148,7 @@ def test_every_kind_of_file_has_depth_or_a_reason_and_the_run_goes_on(model, tmp
     (folder / "folder.jpg").mkdir()
     paths = [*sorted(folder.iterdir()), folder / "absent.png"]
     root = tmp_path / "cache"
-    summary = precompute_depth(paths, model, str(root), shard_rows=2)
+    summary = precompute_depth(paths, model, str(root), StageOneSettings(shard_rows=2))
     failed = {Path(failure["path"]).name: failure["reason"] for failure in summary.failures}
     expected = {name for name, (_, has_depth) in files.items() if not has_depth}
     assert set(failed) == expected | {"folder.jpg", "absent.png"}
@@ -158,7 +160,7 @@ def test_every_kind_of_file_has_depth_or_a_reason_and_the_run_goes_on(model, tmp
         if has_depth:
             assert cache.read(image_key(data), decode_image(data).shape[:2]).size
     # What can never be decoded is not tried again; what was passing is.
-    again = precompute_depth(paths, model, str(root), shard_rows=2)
+    again = precompute_depth(paths, model, str(root), StageOneSettings(shard_rows=2))
     assert (again.num_computed, again.num_failed) == (0, summary.num_failed)
     assert verify_cache(root).problems == []
 
@@ -214,10 +216,12 @@ def test_read_only_root_is_an_error_and_stays_readable(open_folder):
 
 def test_full_disk_leaves_no_half_object_and_the_run_resumes(model, images, finished, tmp_path):
     with _file_size_limit(4000), pytest.raises(OSError, match="large"):
-        precompute_depth(images, model, str(tmp_path), shard_rows=3, batch_size=1)
+        precompute_depth(images, model, str(tmp_path), StageOneSettings(shard_rows=3, batch_size=1))
     assert not list(tmp_path.rglob("*.tmp-*"))
     assert len(DepthCache.open(tmp_path)) == 0
-    summary = precompute_depth(images, model, str(tmp_path), shard_rows=3, batch_size=1)
+    summary = precompute_depth(
+        images, model, str(tmp_path), StageOneSettings(shard_rows=3, batch_size=1)
+    )
     # The last shard, of one map, fits; whether it was written before the run ended is chance.
     assert summary.num_computed in (NUM_IMAGES - 1, NUM_IMAGES)
     assert summary.num_failed == 0
@@ -230,7 +234,9 @@ def test_two_runs_at_once_share_the_work(model, images, finished, tmp_path):
 
     def run(batch_size):
         summaries.append(
-            precompute_depth(images, model, str(tmp_path), shard_rows=3, batch_size=batch_size)
+            precompute_depth(
+                images, model, str(tmp_path), StageOneSettings(shard_rows=3, batch_size=batch_size)
+            )
         )
 
     runs = [threading.Thread(target=run, args=(size,)) for size in (1, 3)]
@@ -251,7 +257,9 @@ def test_garbage_collection_leaves_a_segment_that_is_being_written(model, images
         if done:
             found.append(collect_garbage(tmp_path, min_age_seconds=0).num_removed)
 
-    precompute_depth(images, model, str(tmp_path), shard_rows=3, batch_size=1, progress=collect)
+    precompute_depth(
+        images, model, str(tmp_path), StageOneSettings(shard_rows=3, batch_size=1), progress=collect
+    )
     assert set(found) == {0}
     (segment,) = tmp_path.glob("*/segments/*")
     (segment / "maps/32x32/c/0/0/0.tmp-1").write_bytes(b"left by a kill")
@@ -287,7 +295,7 @@ def test_newer_format_is_refused_by_name(root):
 def test_lossless_maps_get_their_own_folder_and_equal_the_model(model, images, root):
     from depthcache.stage_one.depth_models import load_depth_model
 
-    precompute_depth(images[:3], model, str(root), bits=32, batch_size=1)
+    precompute_depth(images[:3], model, str(root), StageOneSettings(bits=32, batch_size=1))
     names = sorted(path.name for path in root.iterdir())
     assert len(names) == 2
     loaded = load_depth_model(model, bits=32)
@@ -332,7 +340,7 @@ def test_repair_restores_any_object(how, name, num_lost, model, images, finished
     if (how, name) == ("deleted", "sealed.json"):
         assert [problem.kind for problem in verify_cache(root).problems] == ["unsealed"]
     assert verify_cache(root).problems
-    done = repair_cache(root, images, model, batch_size=1)
+    done = repair_cache(root, images, model, StageOneSettings(batch_size=1))
     assert done["num_computed"] == num_lost
     assert verify_cache(root).problems == []
     assert _objects(root) == _objects(finished)
@@ -345,19 +353,23 @@ def test_repair_computes_exactly_the_damaged_rows(model, images, finished, root)
     (segment / "maps/32x32/c/2/0/0").unlink()  # the last shard, of one row
     (segment / "stray").write_bytes(b"x")
     with pytest.raises(CacheIncompleteError, match="sha256"):
-        repair_cache(root, images[:1], model, batch_size=1)
-    done = repair_cache(root, images, model, batch_size=1)
+        repair_cache(root, images[:1], model, StageOneSettings(batch_size=1))
+    done = repair_cache(root, images, model, StageOneSettings(batch_size=1))
     assert done == {"num_removed": 1, "num_computed": 2, "num_failed": 0}
     assert _objects(root) == _objects(finished)
 
 
 def test_repair_finds_precision_and_bits_by_itself(model, images, tmp_path):
-    precompute_depth(images, model, str(tmp_path), precision="bf16", bits=16, batch_size=1)
+    precompute_depth(
+        images, model, str(tmp_path), StageOneSettings(precision="bf16", bits=16, batch_size=1)
+    )
     before = _objects(tmp_path)
     (segment,) = tmp_path.glob("*/segments/*")
     _flip(segment / "maps/32x32/c/0/0/0", 10)
     (segment / "../../fingerprint.json").unlink()
-    assert repair_cache(tmp_path, images, model, batch_size=1)["num_computed"] == 1
+    assert (
+        repair_cache(tmp_path, images, model, StageOneSettings(batch_size=1))["num_computed"] == 1
+    )
     assert _objects(tmp_path) == before
     (tmp_path / "other").mkdir()
     other = shutil.copytree(model, tmp_path / "other/model")

@@ -13,6 +13,7 @@ from depthcache import DepthCache, image_key
 from depthcache.stage_one import shard_computation as stage
 from depthcache.stage_one.depth_models import load_depth_model
 from depthcache.stage_one.precompute import precompute_depth
+from depthcache.stage_one.settings import StageOneSettings
 
 NUM_IMAGES = 7
 
@@ -30,7 +31,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(model, images, tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
-    precompute_depth(images, model, str(root), shard_rows=3)
+    precompute_depth(images, model, str(root), StageOneSettings(shard_rows=3))
     return root
 
 
@@ -67,7 +68,7 @@ def test_maps_equal_the_model_up_to_half_a_step(model, images, root):
 def test_second_run_computes_nothing_and_equal_files_share_a_map(model, images, root, tmp_path):
     before = _contents(root)
     twin = Path(shutil.copy(images[0], tmp_path / "twin.png"))
-    summary = precompute_depth([*images, twin], model, str(root), shard_rows=3)
+    summary = precompute_depth([*images, twin], model, str(root), StageOneSettings(shard_rows=3))
     assert (summary.num_images, summary.num_unique) == (NUM_IMAGES + 1, NUM_IMAGES)
     assert (summary.num_present, summary.num_computed) == (NUM_IMAGES, 0)
     assert _contents(root) == before
@@ -89,11 +90,11 @@ def test_passing_read_errors_are_not_recorded(model, images, tmp_path, monkeypat
         return load(loaded, path, key)
 
     monkeypatch.setattr(stage, "load_image", load_or_fail)
-    first = precompute_depth(given, model, str(tmp_path), shard_rows=1)
+    first = precompute_depth(given, model, str(tmp_path), StageOneSettings(shard_rows=1))
     assert (first.num_computed, first.num_failed) == (3 - num_lost, num_lost)
     assert "Input/output error" in first.failures[0]["reason"]
     monkeypatch.undo()
-    second = precompute_depth(given, model, str(tmp_path), shard_rows=1)
+    second = precompute_depth(given, model, str(tmp_path), StageOneSettings(shard_rows=1))
     assert (second.num_computed, second.num_failed) == (num_lost, 0)
     assert sorted(DepthCache.open(tmp_path).keys()) == sorted(map(_key, given))
 

@@ -13,7 +13,7 @@ import pytest
 from depthcache import DepthCache
 from depthcache.errors import CacheMismatchError, DepthCacheError
 from depthcache.exchange.transfer import pull_cache, push_cache
-from depthcache.storage.object_stores import BucketStore
+from depthcache.storage.bucket import BucketStore
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_server_killed_while_it_publishes_leaves_nothing_that_readers_see(
     root = f"{bucket.url}/killed-{num_written}"
     kill = f"""
 import os, signal
-from depthcache.storage.object_stores import BucketStore
+from depthcache.storage.bucket import BucketStore
 put_new, written = BucketStore.put_new, []
 def put_or_die(self, path, data):
     if len(written) == {num_written} + 1:

@@ -103,7 +103,7 @@ def test_a_reader_that_stops_reading_is_let_go(
 ) -> None:
     import hashlib
 
-    from depthcache.segments.writer import make_seal, summarise_object
+    from depthcache.format.seal import make_seal, summarise_object
 
     folder = make_cache(tmp_path)
     segment = min(p.parent for p in folder.glob("segments/*/sealed.json"))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from depthcache import DepthCache, image_key
-from depthcache.service.staging import STAGING_NAME
+from depthcache.format.segment_format import STAGING
 from pipeline.cli import invoke
 
 pytestmark = pytest.mark.slow
@@ -92,7 +92,7 @@ def test_the_service_holds_and_hands_out_the_very_bytes_of_both(teams: Teams) ->
         p.relative_to(root): p.read_bytes()
         for root in (teams.root_a, teams.root_b)
         for p in root.glob("*/**/*")
-        if p.is_file() and STAGING_NAME not in p.parts
+        if p.is_file() and STAGING not in p.parts
     }
     assert stored == {
         p.relative_to(served): p.read_bytes()

@@ -24,8 +24,8 @@ from depthcache.errors import (
     DepthCacheError,
 )
 from depthcache.exchange.transfer import pull_cache, push_cache
+from depthcache.format.seal import make_seal
 from depthcache.format.segment_format import canonical_json
-from depthcache.segments.writer import make_seal
 
 
 @pytest.fixture

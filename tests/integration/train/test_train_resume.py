@@ -65,7 +65,7 @@ def test_killed_run_ends_as_the_uninterrupted_one(
     train_and_die(tmp_path, kill_after=5)
     assert [iteration for iteration, _ in list_checkpoints(tmp_path)] == [2, 4]
     # What a kill in the middle of a write leaves behind goes at the next start.
-    leftover = tmp_path / "checkpoints" / ".iteration_00000006.pth.77.tmp"
+    leftover = tmp_path / "checkpoints" / "iteration_00000006.pth.tmp-77"
     leftover.write_bytes(b"half")
     assert train_model(load_tiny(), tmp_path, resume=True).num_resumed == 4
     assert not leftover.exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.engine import launch
 
-from depthcache.storage.object_stores import BucketStore
+from depthcache.storage.bucket import BucketStore
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
 from segtrain.run import trainer as training
 from segtrain.run.checkpoints import list_checkpoints, load_state, save_atomically

@@ -34,15 +34,15 @@ def test_planning_is_a_bijection_and_free_of_order(shapes, rows, data):
 
 
 def test_segment_id_depends_on_all_that_decides_rows():
-    shapes = {"aa": (2, 2), "bb": (2, 2)}
+    shapes = {"aa" * 32: (2, 2), "bb" * 32: (2, 2)}
     ids = {
         plan_segment(s, fingerprint=f, shard_rows=r).segment_id
         for s, f, r in [
             (shapes, "m-0", 4),
             (shapes, "m-1", 4),
             (shapes, "m-0", 2),
-            ({"aa": (2, 2)}, "m-0", 4),
-            ({"aa": (2, 2), "bb": (2, 3)}, "m-0", 4),
+            ({"aa" * 32: (2, 2)}, "m-0", 4),
+            ({"aa" * 32: (2, 2), "bb" * 32: (2, 3)}, "m-0", 4),
         ]
     }
     assert len(ids) == 5
