@@ -1,4 +1,4 @@
-"""AP tables, as text and as rows."""
+"""AP tables, as text and as rows, and what they say in one sentence."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ def ap_rows(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for name, metrics in metrics_by_run.items():
         cells = [name]
         for _, kind, key in _COLUMNS:
-            value = (metrics.get(kind) or {}).get(key)
-            is_number = isinstance(value, (int, float)) and value == value and value >= 0  # noqa: PLR0124
-            cells.append(f"{value:.1f}" if is_number else "–")
+            value = _measured(metrics, kind, key)
+            cells.append("–" if value is None else f"{value:.1f}")
         rows.append(cells)
     return rows
 
@@ -44,3 +43,44 @@ def ap_rows(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def format_ap_table(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> str:
     """The AP table as plain text."""
     return format_table(ap_header(), ap_rows(metrics_by_run))
+
+
+def describe_outcome(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence: how good the last run's masks are, and against the first run's.
+
+    Args:
+        metrics_by_run: as for `ap_rows`, with `num_images`, which may be absent.
+    """
+    if not metrics_by_run:
+        return "There is no evaluated run yet."
+    (first, metrics), (name, last) = (
+        next(iter(metrics_by_run.items())),
+        list(metrics_by_run.items())[-1],
+    )
+    masks, boxes = _measured(last, "segm", "AP"), _measured(last, "bbox", "AP")
+    if masks is None:
+        return f"{name} has no mask AP: the test data holds no annotated mask to compare with."
+    images = last.get("num_images")
+    where = f"{images} held-out images" if images else "the held-out images"
+    text = f"{name} reaches {masks:.1f} mask AP"
+    if boxes is not None:
+        text += f" and {boxes:.1f} box AP"
+    baseline = _measured(metrics, "segm", "AP")
+    if first == name or baseline is None:
+        return f"{text} on {where}."
+    difference = round(masks, 1) - round(baseline, 1)
+    if abs(difference) < 0.05:
+        return f"{text} on {where}, as many mask AP as {first}."
+    comparison = "more" if difference > 0 else "less"
+    return (
+        f"{text} on {where}: {abs(difference):.1f} mask AP {comparison} than {first} "
+        f"({baseline:.1f})."
+    )
+
+
+def _measured(metrics: Mapping[str, Any], kind: str, key: str) -> float | None:
+    """A metric in per cent; None where there was nothing to measure."""
+    value = (metrics.get(kind) or {}).get(key)
+    if not isinstance(value, (int, float)) or not value >= 0:
+        return None
+    return float(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import load_experiment
-from pipeline.report.page import RunResult
+from pipeline.report.run_result import RunResult
 from pipeline.runs.experiment_files import SPLITS
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
 from pipeline.runs.results import run_report_stage

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.report.page import RunResult, write_report
+from pipeline.report.page import write_report
+from pipeline.report.run_result import RunResult
 from pipeline.runs.manifest import Manifest, load_manifest
 from segtrain.run.resume_rules import describe_file
 

@@ -59,7 +59,7 @@ def run_config(
             experiment = experiment.with_depth_cache(cache)
         weights = run_train_stage(manifest, experiment)
         metrics = run_eval_stage(manifest, experiment, weights)
-        from pipeline.report.page import RunResult
+        from pipeline.report.run_result import RunResult
         from pipeline.runs.results import run_report_stage
 
         result = RunResult(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,11 @@ import torch
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
+from pipeline.report.page import write_report
+from pipeline.report.panels import NUM_PANELS
+from pipeline.report.run_result import RunResult
 from segtrain.errors import CheckpointError
+from segtrain.run.experiment import read_experiment
 from segtrain.run.trainer import train_model
 from segtrain.use.evaluation import (
     evaluate_model,
@@ -195,3 +200,19 @@ def test_weights_of_another_model_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="does not fit"):
         predict_images(load_tiny(SHORT | {"model.mask_channels": 4}), weights, [])
+
+
+def test_report_shows_depths_masks_and_truth(
+    weights: Path, load_tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    result = RunResult(
+        name="tiny",
+        folder=weights.parent,
+        experiment=read_experiment(load_tiny(SHORT)),
+        weights=weights,
+        metrics={"segm": {"AP": 1.0}},
+    )
+    page = write_report(tmp_path / "report.html", [result], coverage={}, environment={})
+    captions = re.findall(r"<figcaption>([^<]*)</figcaption></figure>", page.read_text())
+    rows = ["image", "pseudo depth", "predicted depth", "tiny", "truth"]
+    assert captions == rows * NUM_PANELS

@@ -9,16 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipeline.report.page import (
-    Panel,
-    colour_depth,
-    draw_masks,
-    nice_ceiling,
-    read_curves,
-    render_chart,
-    render_page,
-)
-from pipeline.report.tables import ap_rows, format_ap_table
+from pipeline.report.curves import nice_ceiling, read_curves, render_chart
+from pipeline.report.page import render_page
+from pipeline.report.panels import Panel, colour_depth, draw_masks, match_objects
+from pipeline.report.tables import ap_rows, describe_outcome, format_ap_table
 from segtrain.data.segmentations import decode_segmentation
 
 
@@ -137,3 +131,51 @@ def test_ap_table_shows_numbers_as_measured():
     (row,) = ap_rows({"ours": metrics})
     assert row[:4] == ["ours", "12.3", "0.0", "–"]
     assert "12.3" in format_ap_table({"ours": metrics})
+
+
+def test_an_object_keeps_its_colour_whatever_its_rank_among_the_predictions():
+    image = np.full((20, 20, 3), 100, np.uint8)
+    objects = []
+    for corner in (0, 10):
+        mask = np.zeros((20, 20), bool)
+        mask[corner : corner + 8, corner : corner + 8] = True
+        objects.append(mask)
+    elsewhere = np.zeros((20, 20), bool)
+    elsewhere[0:5, 15:20] = True
+    shifted = np.roll(objects[1], 1, axis=0)
+    masks = [shifted, elsewhere, objects[1], objects[0]]
+    assert match_objects(masks, objects) == [None, None, 1, 0]
+    truth = draw_masks(image, objects)
+    drawn = draw_masks(image, masks[2:], match_objects(masks[2:], objects))
+    assert (drawn == truth).all()
+    grey = draw_masks(image, [elsewhere], [None])[elsewhere]
+    assert (grey[:, :1] == grey).all()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ({}, "There is no evaluated run yet."),
+        (
+            {"a": {"segm": {"AP": 12.34}, "bbox": {"AP": 20.0}, "num_images": 60}},
+            "a reaches 12.3 mask AP and 20.0 box AP on 60 held-out images.",
+        ),
+        ({"a": {"segm": {"AP": None}}}, "a has no mask AP: the test data holds no annotated mask"),
+        (
+            {"a": {"segm": {"AP": 20.9}}, "b": {"segm": {"AP": 24.1}}},
+            "b reaches 24.1 mask AP on the held-out images: 3.2 mask AP more than a (20.9).",
+        ),
+        (
+            {"a": {"segm": {"AP": 24.1}}, "b": {"segm": {"AP": 20.9}}},
+            "b reaches 20.9 mask AP on the held-out images: 3.2 mask AP less than a (24.1).",
+        ),
+        (
+            {"a": {"segm": {"AP": 20.91}}, "b": {"segm": {"AP": 20.93}}},
+            "b reaches 20.9 mask AP on the held-out images, as many mask AP as a.",
+        ),
+    ],
+)
+def test_the_page_says_first_what_happened(metrics, sentence):
+    assert describe_outcome(metrics).startswith(sentence)
+    if metrics:
+        assert sentence.split(":")[0] in _page(metrics_by_run=metrics)
