@@ -99,7 +99,7 @@ def read_split(folder: Path, split: str) -> list[tuple[BoxedPhoto, list[dict[str
             boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1)
             load = functools.partial(_load, folder / split / image["file_name"])
             result.append(
-                (BoxedPhoto(name=image["file_name"], boxes=boxes, load_image=load), annotations)
+                (BoxedPhoto(name=image["file_name"], boxes=boxes, load_image=load), objects)
             )
     return result
 
@@ -130,8 +130,9 @@ def measure(
 
 
 def measure_rivals(
-    photos: list[tuple[BoxedPhoto, list[dict[str, Any]]]], every: int
+    photos: list[tuple[BoxedPhoto, list[dict[str, Any]]]], every: int, *, with_grabcut: bool = True
 ) -> dict[str, Any]:
+    """The filled box, and OpenCV's GrabCut started from it."""
     box_ious, cut_ious, areas = [], [], []
     seen = 0
     for photo, objects in photos:
@@ -146,21 +147,27 @@ def measure_rivals(
             c1, r1 = min(int(np.ceil(x2)), width), min(int(np.ceil(y2)), height)
             box = np.zeros((height, width), np.bool_)
             box[r0:r1, c0:c1] = True
-            labels = np.zeros((height, width), np.uint8)
-            cut = box
-            if c1 - c0 < width or r1 - r0 < height:
-                rectangle = (c0, r0, c1 - c0, r1 - r0)
-                models = np.zeros((1, 65)), np.zeros((1, 65))
-                cv2.grabCut(image, labels, rectangle, *models, 5, cv2.GC_INIT_WITH_RECT)
-                cut = (labels & 1).astype(np.bool_)
-                cut = cut if cut.any() else box
             box_ious.append(iou(box, truth))
-            cut_ious.append(iou(cut, truth))
             areas.append(annotation["area"])
-    return {
-        "filled_box": summarise(np.array(box_ious), np.array(areas)),
-        "grabcut": summarise(np.array(cut_ious), np.array(areas)),
-    }
+            if with_grabcut:
+                cut_ious.append(iou(_cut_out(image, box, (c0, r0, c1 - c0, r1 - r0)), truth))
+    result = {"filled_box": summarise(np.array(box_ious), np.array(areas))}
+    if with_grabcut:
+        result["grabcut"] = summarise(np.array(cut_ious), np.array(areas))
+    return result
+
+
+def _cut_out(
+    image: np.ndarray, box: np.ndarray, rectangle: tuple[int, int, int, int]
+) -> np.ndarray:
+    """GrabCut, five iterations; the box where it finds nothing or has no background to learn."""
+    if box.all():
+        return box
+    labels = np.zeros(box.shape, np.uint8)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(image, labels, rectangle, *models, 5, cv2.GC_INIT_WITH_RECT)
+    found = (labels & 1).astype(np.bool_)
+    return found if found.any() else box
 
 
 def true_mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -45,7 +45,7 @@ class LabellerSettings:
     crop_size: int = 128
     batch_size: int = 16
     max_iterations: int = 1200
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     encoder_rate: float = 0.3
     weight_decay: float = 0.01
     warmup_iterations: int = 20

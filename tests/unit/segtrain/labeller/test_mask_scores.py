@@ -1,0 +1,103 @@
+"""The score: monotone, calibrated, made from signs that mean something."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segtrain.labeller.mask_scores import (
+    UNCALIBRATED,
+    MaskSigns,
+    ScoreCalibration,
+    _monotone,
+    fit_calibration,
+    measure_signs,
+)
+
+SIGNS = MaskSigns(
+    confidence=0.8,
+    agreement=0.9,
+    worst_agreement=0.85,
+    side_agreement=0.95,
+    spill=0.1,
+    fill=0.6,
+    log_size=6.0,
+)
+
+
+def test_sure_views_that_agree_get_full_signs() -> None:
+    view = np.zeros((10, 20), np.float32)
+    view[2:8, 5:15] = 1.0
+    joint, signs = measure_signs(np.stack([view, view]), 0.0)
+    np.testing.assert_array_equal(joint, view)
+    assert signs.confidence == 1.0
+    assert signs.agreement == signs.worst_agreement == 1.0
+    assert signs.side_agreement == pytest.approx(1 - np.mean([0.2, 0.2, 0.25, 0.25]))
+    assert signs.fill == pytest.approx(60 / 200)
+
+
+def test_views_that_differ_lower_the_agreement() -> None:
+    left, right = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
+    left[:, :5], right[:, 3:] = 0.9, 0.8
+    _, signs = measure_signs(np.stack([left, right]), 0.0)
+    assert signs.agreement < 0.9
+    assert signs.confidence < 0.8
+
+
+def test_no_mask_touches_no_side() -> None:
+    _, signs = measure_signs(np.zeros((2, 6, 6), np.float32), 0.0)
+    assert signs.side_agreement == 0.0
+    assert signs.fill == 0.0
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_the_monotone_fit_keeps_the_mean_and_never_falls(values: list[float]) -> None:
+    fitted = _monotone(np.array(values))
+    assert len(fitted) == len(values)
+    assert (np.diff(fitted) >= -1e-12).all()
+    assert fitted.mean() == pytest.approx(np.mean(values))
+
+
+def _examples(count: int) -> tuple[list[MaskSigns], np.ndarray]:
+    rng = np.random.default_rng(0)
+    confidence, agreement = rng.uniform(0.3, 1, count), rng.uniform(0.4, 1, count)
+    ious = np.clip(0.5 * confidence + 0.5 * agreement + rng.normal(0, 0.05, count), 0, 1)
+    signs = [
+        dataclasses.replace(SIGNS, confidence=float(c), agreement=float(a))
+        for c, a in zip(confidence, agreement, strict=True)
+    ]
+    return signs, ious
+
+
+def test_a_fitted_score_predicts_iou_and_rises_with_its_signs() -> None:
+    signs, ious = _examples(400)
+    calibration = fit_calibration(signs[:300], ious[:300].tolist())
+    scores = np.array([calibration.score(item) for item in signs[300:]])
+    assert np.abs(scores - ious[300:]).mean() < 0.06
+    assert abs(scores.mean() - ious[300:].mean()) < 0.04
+    rising = [
+        calibration.score(dataclasses.replace(SIGNS, confidence=float(value)))
+        for value in np.linspace(0, 1, 30)
+    ]
+    assert (np.diff(rising) >= 0).all()
+    assert rising[-1] > rising[0]
+
+
+def test_a_calibration_survives_json() -> None:
+    signs, ious = _examples(100)
+    calibration = fit_calibration(signs, ious.tolist())
+    again = ScoreCalibration(**calibration.as_json())
+    assert again.score(signs[0]) == calibration.score(signs[0])
+
+
+def test_too_few_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 50 masks, got 1"):
+        fit_calibration([SIGNS], [0.5])
+
+
+def test_without_calibration_confidence_is_the_score() -> None:
+    assert UNCALIBRATED.score(SIGNS) == pytest.approx(0.8)
