@@ -5,9 +5,9 @@ A config file is Python and runs when it is loaded: never load one that came ove
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +95,9 @@ def apply_assignment(config: Any, assignment: str) -> None:
 
     Args:
         config: an `omegaconf.DictConfig`; changed in place.
-        assignment: `key=value`; the value is read as YAML.
+        assignment: `key=value`. Where the config holds text, the value is taken as it is typed
+            (`0012`, `12:30`, `no`), but for `null`, quotes around all of it, and `~` for the home
+            folder; elsewhere it is read as YAML.
 
     Raises:
         UsageError: not of that form, no such key (with suggestions), or a value of the wrong type.
@@ -108,10 +110,13 @@ def apply_assignment(config: Any, assignment: str) -> None:
         raise UsageError(f"--set takes key=value, got {assignment!r}")
     if not _key_exists(config, key):
         raise UsageError(_unknown_key_message(config, key))
-    try:
-        value = OmegaConf.from_dotlist([f"value={text}"]).get("value")
-    except Exception as error:
-        raise UsageError(f"--set {key}: cannot read the value {text!r}: {error}") from error
+    if _holds_text(config, key) and text != "null":
+        value: Any = _typed_text(text)
+    else:
+        try:
+            value = OmegaConf.from_dotlist([f"value={text}"]).get("value")
+        except Exception as error:
+            raise UsageError(f"--set {key}: cannot read the value {text!r}: {error}") from error
     try:
         OmegaConf.update(config, key, value, merge=OmegaConf.is_dict(value))
     except OmegaConfBaseException as error:
@@ -200,21 +205,48 @@ def _key_exists(config: Any, key: str) -> bool:
     return bool(parts)
 
 
+def _holds_text(config: Any, key: str) -> bool:
+    """Whether a key's values are text: by its settings class, else by its value or its default."""
+    from omegaconf import OmegaConf
+
+    parts = [part for part in re.split(r"[.\[\]]+", key) if part]
+    node = OmegaConf.select(config, ".".join(parts[:-1])) if len(parts) > 1 else config
+    if OmegaConf.is_list(node):
+        return isinstance(node[int(parts[-1])], str)
+    leaf = node._get_node(parts[-1])
+    if leaf is None:
+        return isinstance(_parameters_of_target(node).get(parts[-1]), str)
+    declared = leaf._metadata.ref_type
+    if declared is not Any:
+        return declared is str
+    return isinstance(leaf._value(), str) and not OmegaConf.is_interpolation(node, parts[-1])
+
+
+def _typed_text(text: str) -> str:
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text  # noqa: PTH111 - Path would drop a trailing slash
+
+
 def _is_parameter_of_target(node: Any, name: str) -> bool:
     """Whether `name` is an argument of the lazy call's target that the config leaves out."""
+    return not name.startswith("_") and name in _parameters_of_target(node)
+
+
+def _parameters_of_target(node: Any) -> dict[str, Any]:
+    """Arguments of a lazy call's target with their defaults."""
     target = node.get("_target_") if "_target_" in node else None
     if isinstance(target, str):
         from detectron2.utils.registry import locate
 
         target = locate(target)
-    if target is None or name.startswith("_"):
-        return False
-    if dataclasses.is_dataclass(target):
-        return name in {field.name for field in dataclasses.fields(target)}
+    if target is None:
+        return {}
     try:
-        return name in inspect.signature(target).parameters
+        parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
-        return False
+        return {}
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _unknown_key_message(config: Any, key: str) -> str:

@@ -24,7 +24,7 @@ class _Train:
     init_checkpoint: str | None = None
 
 
-def _target(first: int, second: float = 0.5) -> None:
+def _target(first: int, second: float = 0.5, name: str = "a", kind: str = "b") -> None:
     """Something that a config would call."""
 
 
@@ -33,7 +33,7 @@ def config():
     return OmegaConf.create(
         {
             "train": OmegaConf.structured(_Train()),
-            "model": {"_target_": _target, "first": 1},
+            "model": {"_target_": _target, "first": 1, "name": "a"},
             "sizes": [640, 800],
         },
         flags={"allow_objects": True},
@@ -99,3 +99,26 @@ def test_changes_are_named_field_by_field():
         "gone": "1 → absent",
         "came": "absent → [1]",
     }
+
+
+@pytest.mark.parametrize("typed", ["0012", "12:30", "no", "photos #2", "1e5", "[a", "x=y", "a: b"])
+@pytest.mark.parametrize("key", ["train.init_checkpoint", "model.name", "model.kind"])
+def test_text_stays_as_it_is_typed(config, key, typed):
+    apply_assignment(config, f"{key}={typed}")
+    assert OmegaConf.select(config, key) == typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [("~/depth/", "HOME/depth/"), ("~", "HOME"), ("a~/b", "a~/b"), ("'no'", "no"), ("null", None)],
+)
+def test_text_may_name_the_home_folder_or_be_quoted(config, monkeypatch, typed, value):
+    monkeypatch.setenv("HOME", "HOME")
+    apply_assignment(config, f"train.init_checkpoint={typed}")
+    assert config.train.init_checkpoint == value
+
+
+def test_a_reference_may_become_a_number(config):
+    config.model.first = "${train.max_iter}"
+    apply_assignment(config, "model.first=7")
+    assert config.model.first == 7
