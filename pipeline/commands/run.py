@@ -108,12 +108,21 @@ def plan_of(experiment: Experiment, folder: Path, stages: list[str]) -> dict[str
         states = {
             stage: recorded[stage].state if stage in recorded else "pending" for stage in stages
         }
-    datasets = {}
+    datasets: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         paths = dataset_paths(experiment, split)
         datasets[split] = {
             "annotations": str(paths.annotations),
             "exists": os.path.exists(paths.annotations),  # noqa: PTH110 - never raises
+        }
+    if "train" in stages and datasets["train"]["exists"]:
+        from segtrain.run.training_data import read_training_data
+
+        dataset = read_training_data(experiment)  # refuses what training would refuse
+        datasets["train"] |= {
+            "num_images": len(dataset.records),
+            "num_boxes": dataset.num_boxes,
+            "left_out": dataset.dropped,
         }
     return {
         "dry_run": True,
