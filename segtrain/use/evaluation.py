@@ -232,7 +232,8 @@ def _number_truth(reading: CocoReading, kind: str) -> Any:
             is_possible = is_number(given) and 0 < given <= record.height * record.width
             entry["area"] = given if is_possible else mask_area or box[2] * box[3]
             if kind == "segm":
-                entry["segmentation"] = mask or mask_api.frPyObjects([box], *size)[0]
+                corners = [x1, y1, x2, y1, x2, y2, x1, y2]
+                entry["segmentation"] = mask or encode_segmentation([corners], *size)
                 entry["iscrowd"] |= int(mask_area == 0)
             annotations.append(entry)
     truth = COCO()

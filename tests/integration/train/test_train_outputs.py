@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pipeline.report.page import write_report
 from pipeline.report.panels import NUM_PANELS
 from pipeline.report.run_result import RunResult
-from segtrain.errors import CheckpointError
+from segtrain.errors import CheckpointError, DatasetError
 from segtrain.run.experiment import read_experiment
 from segtrain.run.trainer import train_model
 from segtrain.use.evaluation import (
@@ -184,6 +184,55 @@ def test_label_gives_every_box_a_mask_inside_it(
         assert columns.max() < np.ceil(x + width)
         assert rows.min() >= np.floor(y)
         assert rows.max() < np.ceil(y + height)
+
+
+def test_labels_go_on_after_a_photo_that_cannot_be_used(
+    tmp_path: Path,
+    load_tiny: Callable[..., Any],
+    weights: Path,
+    scenes: Path,
+    change_annotations: Callable[..., Path],
+) -> None:
+    def spell_ids_otherwise(document: dict[str, Any]) -> None:
+        document["images"][0]["file_name"] = "gone.png"
+        for number, annotation in enumerate(document["annotations"]):
+            annotation["id"] = f"u-{number}"
+            annotation["image_id"] = str(annotation["image_id"])
+            annotation["iscrowd"] = "0"
+
+    source = change_annotations(spell_ids_otherwise)
+    failures: list[str] = []
+    document = label_dataset(
+        load_tiny(SHORT),
+        weights,
+        source,
+        scenes / "images",
+        on_failure=lambda name, reason: failures.append(f"{name}: {reason}"),
+    )
+    assert len(failures) == 1
+    assert "gone.png" in failures[0]
+    first = str(document["images"][0]["id"])
+    for number, annotation in enumerate(document["annotations"]):
+        assert annotation["id"] == f"u-{number}"
+        if annotation["image_id"] == first:
+            assert "segmentation" not in annotation
+            assert annotation["mask_source"] == "none"
+        else:
+            assert annotation["mask_source"] in ("detector", "filled_box")
+            assert mask_api.area(annotation["segmentation"]) == annotation["area"] > 0
+    with pytest.raises(DatasetError, match=r"gone\.png cannot be read"):
+        label_dataset(load_tiny(SHORT), weights, source, scenes / "images")
+
+
+def test_a_photo_under_two_ids_is_predicted_under_both(
+    load_tiny: Callable[..., Any], weights: Path, scenes: Path
+) -> None:
+    image = next((scenes / "images").iterdir())
+    results = predict_images(
+        load_tiny(SHORT), weights, [image, image], file_names=["x", "./x"], image_ids=[501, "b"]
+    )
+    found = {(result["image_id"], result["file_name"]) for result in results}
+    assert found == {(501, "x"), ("b", "./x")}
 
 
 def test_a_model_of_fp16_is_used_without_a_gpu_in_fp32(

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from pipeline.datasets.cityscapes_preparation import paint_objects, prepare_cityscapes
-from pipeline.datasets.coco_preparation import prepare_coco
+from pipeline.datasets.coco_preparation import prepare_coco, strip_masks
 from pipeline.errors import UsageError
 
 
@@ -126,3 +126,17 @@ def test_incomplete_trees_are_refused_with_the_expected_tree(tmp_path):
         prepare_coco(tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match="gtFine"):
         prepare_cityscapes(tmp_path, tmp_path / "out")
+
+
+def test_cityscapes_object_without_polygon_is_named(cityscapes, tmp_path):
+    (file,) = cityscapes.glob("gtFine/train/*/*.json")
+    document = json.loads(file.read_text())
+    del document["objects"][1]["polygon"]
+    file.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"objects\[1\] .*car.*lacks label or polygon"):
+        prepare_cityscapes(cityscapes, tmp_path / "out")
+
+
+def test_boxes_that_cannot_be_used_keep_no_area():
+    document = {"annotations": [{"id": 1, "area": 5, "bbox": [1, 2]}, {"id": 2, "area": 5}]}
+    assert strip_masks(document)["annotations"] == [{"id": 1, "bbox": [1, 2]}, {"id": 2}]

@@ -203,3 +203,28 @@ def test_test_input_keeps_the_original_size() -> None:
     sample = make_test_input(image, short_side=80, max_size=90)
     assert sample["image"].shape == (3, 60, 90)
     assert (sample["height"], sample["width"]) == (40, 60)
+
+
+@pytest.mark.parametrize("size", [(2, 300), (300, 2), (1, 9000)])
+def test_images_one_pixel_wide_give_samples(tmp_path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    path = tmp_path / "thin.png"
+    Image.new("RGB", size, (200, 100, 50)).save(path)
+    mapper = TrainingMapper(
+        AugmentationSettings(short_sides=[64], max_size=128, flip_probability=1.0),
+        seed=0,
+        depth=MapsInMemory({image_key(path.read_bytes()): np.eye(4, dtype=np.float32)}),
+    )
+    box = BoxAnnotation(box_xyxy=(0, 0, width, height), category=0)
+    sample = mapper(_record(path, height, width, annotations=(box,)), 0)
+    assert min(sample["image"].shape[1:]) == 1
+    assert sample["inverse_depth_255"].shape == sample["image"].shape[1:]
+    assert sample["image"][:, 0, 0].tolist() == [50, 100, 200]
+
+
+def test_a_bad_mask_is_refused_by_its_annotation(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    _write_ramp(path, 40, 60)
+    bad = BoxAnnotation(box_xyxy=(5, 5, 9, 9), category=0, segmentation=[[1, 2]], annotation_id=7)
+    with pytest.raises(DatasetError, match=r"annotation 7 of a\.jpg"):
+        TrainingMapper(SMALL, seed=0, use_masks=True)(_record(path, 40, 60, annotations=(bad,)), 0)
