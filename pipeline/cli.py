@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from types import FrameType
+from typing import Annotated
 
 import typer
 
 from pipeline.commands import (
     cache,
+    configs,
     convert_checkpoint,
     data,
     demo,
@@ -26,6 +30,7 @@ from pipeline.commands import (
     status,
     train,
 )
+from pipeline.commands.examples import add_examples
 from pipeline.config import split_assignments
 from pipeline.errors import ExitCode, describe_error, exit_code_of
 from pipeline.output import configure_logging, render_document
@@ -40,12 +45,12 @@ app = typer.Typer(
     name="pipeline",
     help="Instance masks from boxes and pseudo depth: compute depth once, then train on it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.command("demo")(demo.run_demo)
 app.command("doctor")(doctor.run_doctor)
+app.command("configs")(configs.list_configs)
 app.add_typer(data.app, name="data")
 app.command("depth")(depth.compute_depth)
 app.command("train")(train.train)
@@ -59,6 +64,26 @@ app.command("report")(report.write_run_report)
 app.command("convert-checkpoint")(convert_checkpoint.convert)
 app.command("export")(export.export)
 app.add_typer(cache.app, name="cache")
+add_examples(app)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        sys.stdout.write(f"boxdepth {metadata.version('boxdepth')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _take_global_options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+    _verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log what libraries do, too; stands anywhere.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,14 +115,14 @@ def invoke(arguments: Sequence[str]) -> int:
     try:
         returned = app(split_assignments(arguments), standalone_mode=False, prog_name="pipeline")
     except KeyboardInterrupt:
-        logger.warning("interrupted; the same command again resumes")
+        logger.warning("interrupted; %s", _how_to_resume(arguments))
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads any more; a message would raise again
         return ExitCode.FAILED
     except Exception as error:
         if _is_interrupted:
-            logger.warning("interrupted (%s); the same command again resumes", error)
+            logger.warning("interrupted (%s); %s", error, _how_to_resume(arguments))
             return ExitCode.INTERRUPTED
         if hasattr(error, "format_message"):  # the parser's own errors
             code, message = ExitCode.USAGE, str(error.format_message())
@@ -114,6 +139,10 @@ def invoke(arguments: Sequence[str]) -> int:
             sys.stdout.write(render_document("error", {"error": failure}) + "\n")
         return code
     return returned if isinstance(returned, int) else ExitCode.DONE
+
+
+def _how_to_resume(arguments: Sequence[str]) -> str:
+    return f"what is done is kept; to go on: {shlex.join(['pipeline', *arguments])}"
 
 
 def _is_a_bug(error: Exception) -> bool:

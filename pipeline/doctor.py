@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.model_hub import HUB_REMEDY, find_hub_problem, hub_address
 from pipeline.output import format_bytes
 from pipeline.process_settings import MALLOC_SETTINGS
 
 _MIN_FREE_BYTES = 5 * 1024**3
-_HUB_TIMEOUT_SECONDS = 3.0
 _PACKAGES_BY_EXTRA = {
     "": ("numpy", "pillow", "zarr", "numcodecs", "httpx", "typer", "rich"),
     "depth": ("torch", "torchvision", "transformers", "safetensors", "dask", "distributed", "h5py"),
@@ -239,24 +239,8 @@ def _check_disk(folder: Path) -> Iterable[Finding]:
 
 
 def _check_hub() -> Iterable[Finding]:
-    import httpx
-
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    remedy = (
-        "give --model a local folder in HuggingFace format, or set HTTPS_PROXY or HF_ENDPOINT; "
-        "the demo model needs no hub"
-    )
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        yield Finding(
-            name="model hub", status="warning", value="HF_HUB_OFFLINE is set", remedy=remedy
-        )
-        return
-    try:
-        response = httpx.head(endpoint, timeout=_HUB_TIMEOUT_SECONDS, follow_redirects=True)
-        response.raise_for_status()
-    except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
-        value = f"{endpoint} not reachable: {reason}"
-        yield Finding(name="model hub", status="warning", value=value, remedy=remedy)
+    problem = find_hub_problem()
+    if problem is None:
+        yield Finding(name="model hub", status="ok", value=f"{hub_address()} answers")
     else:
-        yield Finding(name="model hub", status="ok", value=f"{endpoint} answers")
+        yield Finding(name="model hub", status="warning", value=problem, remedy=HUB_REMEDY)

@@ -98,6 +98,7 @@ def exit_codes() -> dict[type[BaseException], ExitCode]:
         NotADirectoryError: ExitCode.USAGE,
         IsADirectoryError: ExitCode.USAGE,
         PermissionError: ExitCode.USAGE,
+        FileExistsError: ExitCode.USAGE,
         KeyboardInterrupt: ExitCode.INTERRUPTED,
     }
 
@@ -106,4 +107,17 @@ def describe_error(error: BaseException) -> str:
     """One readable text for an error: its message, or its class when it has none."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])  # str(KeyError) would add quotes around the message
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        remedy = next((text for cls, text in _REMEDIES.items() if isinstance(error, cls)), None)
+        text = f"{error.filename}: {error.strerror.lower()}"
+        return f"{text}; {remedy}" if remedy else text
     return str(error) or type(error).__name__
+
+
+_REMEDIES: dict[type[OSError], str] = {
+    PermissionError: "name another path, or change its owner or mode",
+    NotADirectoryError: "a part of this path is a file; name another path",
+    FileExistsError: "a file is where a folder should be; name another path",
+    IsADirectoryError: "this is a folder; name a file in it",
+    FileNotFoundError: "check the spelling and the folder that the command runs in",
+}

@@ -34,7 +34,7 @@ def demo_dpt_path() -> Path:
     raise UsageError(
         "the demo depth model is missing: looked for data/demo-dpt/config.json under "
         f"{[str(root) for root in resource_roots()]}; install the package again, "
-        "or train the model with data/demo-dpt/train.py"
+        "or train the model with data/demo-dpt/train_demo_dpt.py"
     )
 
 
@@ -82,6 +82,21 @@ def resolve_config(name: str | Path) -> Path:
     similar = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5) or known[:8]
     hint = f"; did you mean {', '.join(similar)}?" if similar else ""
     raise UsageError(f"no config file {str(name)!r} here or among the bundled configs{hint}")
+
+
+def describe_configs() -> dict[str, str]:
+    """Name of each bundled experiment → the first line of its docstring.
+
+    What configs/common holds is shared by experiments and is none.
+    """
+    import ast
+
+    described = {}
+    for name in bundled_configs():
+        if not name.startswith("configs/common/"):
+            text = ast.get_docstring(ast.parse(resolve_config(name).read_text(encoding="utf-8")))
+            described[name] = (text or "").split("\n\n")[0].replace("\n", " ")
+    return described
 
 
 def bundled_configs() -> list[str]:

@@ -32,6 +32,10 @@ def list_caches(root: RootArgument, token: TokenOption = None, as_json: JsonOpti
     """List the caches under a root."""
     from depthcache.cache_reader import list_caches as find_caches
 
+    if "://" not in root and not Path(root).is_dir():
+        raise UsageError(
+            f"cache root {root} does not exist; `pipeline depth --cache ROOT` makes one"
+        )
     with stdout_kept_clean():
         caches = _fields(find_caches(root, token=token))
     rows = [

@@ -62,6 +62,7 @@ def compute_depth(
     as_json: JsonOption = False,
 ) -> None:
     """Compute the depth of images once and keep it in a cache. The same command again resumes."""
+    from pipeline.model_hub import require_model
     from pipeline.runs.experiment_files import resolve_model
 
     with stdout_kept_clean():
@@ -81,6 +82,7 @@ def compute_depth(
             "scheduler": scheduler or settings.get("scheduler"),
             "upstreams": tuple(upstream) if upstream else None,
         }
+        require_model(chosen_model, options["revision"])
         if dry_run:
             from depthcache.stage_one.precompute import plan_depth
             from depthcache.stage_one.settings import StageOneSettings
@@ -116,8 +118,14 @@ def _gather(
             raise UsageError("--set changes a config, but no CONFIG is given")
         return list_images(images, coco), {}
     from pipeline.config import load_experiment
-    from pipeline.runs.experiment_files import SPLITS, existing_dataset_paths
+    from pipeline.runs.experiment_files import (
+        SPLITS,
+        existing_dataset_paths,
+        refuse_absent_files,
+    )
 
+    if images is None:
+        refuse_absent_files(assignments, SPLITS)
     experiment = load_experiment(config_name, assignments)
     settings = dataclasses.asdict(experiment.depth)
     if images is not None:

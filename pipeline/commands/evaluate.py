@@ -23,10 +23,11 @@ def evaluate(
     from pipeline.config import load_experiment
     from pipeline.errors import UsageError
     from pipeline.report.tables import format_ap_table
-    from pipeline.runs.experiment_files import existing_dataset_paths
+    from pipeline.runs.experiment_files import existing_dataset_paths, refuse_absent_files
 
     if not weights.is_file():
         raise UsageError(f"checkpoint {weights} does not exist")
+    refuse_absent_files(assignments or [], ["test"])
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [])
         existing_dataset_paths(experiment, "test")

@@ -62,11 +62,12 @@ def run(
 
 
 def resume(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Run folder.")],
     as_json: JsonOption = False,
 ) -> None:
     """Repeat the command that started a run; what is done is skipped."""
-    from pipeline.cli import invoke
+    from pipeline.config import split_assignments
     from pipeline.runs.manifest import load_manifest
 
     manifest = load_manifest(folder)
@@ -75,7 +76,11 @@ def resume(
     words = list(manifest.command)
     if "--output" in words:  # the folder may have been moved, or named from elsewhere
         words[words.index("--output") + 1] = str(folder)
-    raise typer.Exit(invoke([*words, "--json"] if as_json else words))
+    words += ["--json"] if as_json else []
+    program = context.find_root().command
+    returned = program.main(split_assignments(words), standalone_mode=False, prog_name="pipeline")
+    if returned:
+        raise typer.Exit(returned)
 
 
 def default_run_folder(config_name: str, experiment: Experiment) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.commands.options import JsonOption
-from pipeline.output import format_table, write_result
+from pipeline.output import format_seconds, format_table, write_result
 
 
 def show_status(
@@ -51,6 +51,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
             "started": record.started,
             "finished": record.finished,
         }
+    progress = find_progress(folder, manifest.config.get("resolved", {}))
     is_done = all(stage["state"] == "done" for stage in stages.values())
     if is_running:
         next_step = "running"
@@ -64,8 +65,45 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "done": is_done,
         "updated": manifest.updated,
         "next": next_step,
+        "config": manifest.config.get("path"),
         "changes": manifest.changes,
         "stages": stages,
+        "training": progress,
+    }
+
+
+def find_progress(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """How far the run's training came, by the last row of its metrics.jsonl.
+
+    Args:
+        folder: run folder; the demo's has those of its trainings in it, of which the newest counts.
+        config: the run's resolved config; empty for the demo.
+
+    Returns:
+        Iterations, loss, seconds per iteration and seconds left; None before the first row.
+    """
+    from pipeline.runs.manifest import FILE_NAME, load_manifest
+    from segtrain.run.metrics_log import read_metrics
+
+    logs = [*folder.glob("metrics.jsonl"), *folder.glob("*/metrics.jsonl")]
+    if not logs:
+        return None
+    newest = max(logs, key=lambda path: path.stat().st_mtime)
+    if newest.parent != folder and (newest.parent / FILE_NAME).is_file():
+        config = load_manifest(newest.parent).config.get("resolved", {})
+    rows = read_metrics(newest)
+    max_iter = (config.get("train") or {}).get("max_iter")
+    if not rows or max_iter is None:
+        return None
+    last = rows[-1]
+    seconds = last.get("seconds")
+    return {
+        "run": str(newest.parent),
+        "iteration": last["iteration"],
+        "max_iter": max_iter,
+        "total_loss": last.get("total_loss"),
+        "seconds_per_iteration": seconds,
+        "seconds_left": None if seconds is None else (max_iter - last["iteration"]) * seconds,
     }
 
 
@@ -76,5 +114,31 @@ def _run_text(run: dict[str, Any]) -> str:
         rows.append([name, stage["state"], stage["error"] or counts])
     lines = [f"{run['run']}  (updated {run['updated']})"]
     lines.append(format_table(["stage", "state", ""], rows))
-    lines.append(f"next: {run['next']}")
+    if run["training"] is not None:
+        lines.append(_progress_text(run["training"]))
+    lines.append(f"next: {_next_text(run)}")
     return "\n".join(lines)
+
+
+def _next_text(run: dict[str, Any]) -> str:
+    """What to do next, where a run is done too."""
+    if run["next"] != "done":
+        return str(run["next"])
+    report = run["stages"].get("report", {}).get("outputs", {}).get("report")
+    weights = run["stages"].get("train", {}).get("outputs", {}).get("weights")
+    if report is not None:
+        return f"done; look at {report}"
+    if weights is not None and run["config"] is not None:
+        return f"done; pipeline eval {run['config']} --weights {weights}"
+    return "done"
+
+
+def _progress_text(progress: dict[str, Any]) -> str:
+    text = f"training: iteration {progress['iteration']}/{progress['max_iter']}"
+    if progress["total_loss"] is not None:
+        text += f", loss {progress['total_loss']:.3f}"
+    if progress["seconds_per_iteration"] is not None:
+        text += f", {progress['seconds_per_iteration']:.2f} s/iteration"
+        if progress["iteration"] < progress["max_iter"]:
+            text += f", {format_seconds(progress['seconds_left'])} left"
+    return text

@@ -24,9 +24,11 @@ def train(
     """
     from pipeline.commands.run import default_run_folder, machine_folder, plan_of
     from pipeline.config import load_experiment
+    from pipeline.runs.experiment_files import refuse_absent_files
     from pipeline.runs.manifest import locked_run, open_manifest
 
     chosen = assignments or []
+    refuse_absent_files(chosen, ["train"])
     with stdout_kept_clean():
         experiment = load_experiment(config_name, chosen)
         folder = machine_folder(output or default_run_folder(config_name, experiment), experiment)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
+
+from segtrain.run.metrics_log import read_metrics
 
 NUM_SERIES_COLOURS = 6
 _MAX_CURVE_POINTS = 400
@@ -23,18 +24,10 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     Returns:
         Loss name → (iteration, value), by iteration; `total_loss` first.
     """
-    if not path.is_file():
-        return {}
     values: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        iteration = record.get("iteration") if isinstance(record, dict) else None
-        if not isinstance(iteration, int):
-            continue
-        for name, value in record.items():
+    for row in read_metrics(path):
+        iteration = row["iteration"]
+        for name, value in row.items():
             is_loss = name == "total_loss" or name.startswith("loss_")
             if is_loss and isinstance(value, (int, float)) and math.isfinite(value):
                 values.setdefault(name, {})[iteration] = float(value)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import load_experiment
 from pipeline.report.run_result import RunResult
+from pipeline.runs.demo_data import make_demo_split
 from pipeline.runs.experiment_files import SPLITS
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
 from pipeline.runs.results import run_report_stage
-from pipeline.runs.run_config import make_demo_split
 from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
 
 if TYPE_CHECKING:

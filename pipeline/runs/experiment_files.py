@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,28 @@ def existing_annotations(experiment: Experiment, split: str) -> Path:
     if not annotations.is_file():
         raise _missing(f"data.{split}_json", annotations, "COCO file")
     return annotations
+
+
+def refuse_absent_files(assignments: Sequence[str], splits: Sequence[str]) -> None:
+    """Refuse `--set` texts that name absent files, before the config takes seconds to load.
+
+    Args:
+        assignments: `key=value` texts.
+        splits: whose files the command needs.
+
+    Raises:
+        UsageError: names the setting and the path.
+    """
+    for text in assignments:
+        key, _, value = text.partition("=")
+        part, _, name = key.partition(".")
+        split, _, kind = name.rpartition("_")
+        if part != "data" or split not in splits or value == "null":
+            continue
+        if kind == "json" and not Path(value).is_file():
+            raise _missing(key, Path(value), "COCO file")
+        if kind == "images" and not Path(value).is_dir():
+            raise _missing(key, Path(value), "image folder")
 
 
 def resolve_model(name: str) -> str:

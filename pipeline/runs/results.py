@@ -53,7 +53,7 @@ def load_result(folder: Path) -> tuple[RunResult, Manifest]:
         UsageError: the run has no evaluation yet.
     """
     from pipeline.config import load_experiment
-    from pipeline.runs.run_config import make_absent_demo_data
+    from pipeline.runs.demo_data import make_absent_demo_data
 
     manifest = load_manifest(folder)
     file = folder / "eval" / "metrics.json"

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.report.run_result import RunResult
 from pipeline.resources import resolve_config
-from pipeline.runs.experiment_files import SPLITS, DatasetPaths, dataset_paths, is_demo_config
+from pipeline.runs.demo_data import make_absent_demo_data
+from pipeline.runs.experiment_files import SPLITS, is_demo_config
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
+from pipeline.runs.results import run_report_stage
 from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
 
 if TYPE_CHECKING:
     from segtrain.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
-
-NUM_DEMO_IMAGES = {"train": 240, "test": 60}
-# Held-out scenes come from seeds that training scenes never use.
-_HELD_OUT_SEED_OFFSET = 1_000_000
 
 
 def run_config(
@@ -59,9 +58,6 @@ def run_config(
             experiment = experiment.with_depth_cache(cache)
         weights = run_train_stage(manifest, experiment)
         metrics = run_eval_stage(manifest, experiment, weights)
-        from pipeline.report.run_result import RunResult
-        from pipeline.runs.results import run_report_stage
-
         result = RunResult(
             name=folder.name,
             folder=folder,
@@ -81,41 +77,3 @@ def choose_cache_root(
     if is_demo_config(resolve_config(config_name)) and not is_told:
         return str(folder / "depth-cache")
     return experiment.depth.cache
-
-
-def make_absent_demo_data(config_name: str, experiment: Experiment, folder: Path) -> Experiment:
-    """For configs/demo: make scenes under the run folder where the config's files do not exist.
-
-    Args:
-        config_name: as given on the command line.
-        experiment: what it says.
-        folder: run folder.
-
-    Returns:
-        The experiment with what was made.
-    """
-    if not is_demo_config(resolve_config(config_name)):
-        return experiment
-    for split in SPLITS:
-        if not dataset_paths(experiment, split).annotations.is_file():
-            made = make_demo_split(folder / "data" / split, split, seed=experiment.train.seed)
-            experiment = experiment.with_dataset(split, made.annotations, made.images)
-    return experiment
-
-
-def make_demo_split(folder: Path, split: str, *, seed: int) -> DatasetPaths:
-    """Scenes of one split, made if absent.
-
-    Args:
-        folder: where they go.
-        split: `train` or `test`.
-        seed: of the run; the two splits never share a scene.
-    """
-    paths = DatasetPaths(annotations=folder / "annotations.json", images=folder / "images")
-    if not paths.annotations.is_file():
-        from pipeline.synth import generate_dataset
-
-        logger.info("making %d %s scenes in %s", NUM_DEMO_IMAGES[split], split, folder)
-        offset = _HELD_OUT_SEED_OFFSET if split == "test" else 0
-        generate_dataset(folder, num_images=NUM_DEMO_IMAGES[split], seed=seed + offset)
-    return paths

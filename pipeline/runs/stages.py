@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from depthcache.errors import CacheNotFoundError
 from pipeline.datasets.image_lists import list_coco_images, merge_image_lists
 from pipeline.errors import FailedItemsError, UsageError
+from pipeline.model_hub import require_model
 from pipeline.progress import ProgressReporter
 from pipeline.runs.experiment_files import (
+    DEMO_MODEL_NAME,
     dataset_paths,
     existing_annotations,
     existing_dataset_paths,
@@ -36,10 +38,14 @@ from segtrain.run.resume_rules import (
 )
 
 if TYPE_CHECKING:
+    from depthcache import DepthCache
     from segtrain.depth_source import DepthSettings
     from segtrain.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
+
+# Generated scenes are PNG files.
+PHOTOS = frozenset({".jpg", ".jpeg", ".heic", ".webp"})
 
 
 def run_depth_stage(
@@ -118,7 +124,9 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
     from segtrain.depth_source import open_depth
     from segtrain.run.trainer import train_model
 
-    open_depth(experiment.depth)  # raises where there is none
+    cache = open_depth(experiment.depth)  # raises where there is none
+    if cache is not None:
+        tell_other_model(cache, experiment.depth.model)
     refuse_other_experiment(manifest, inputs)
     with (
         manifest.running("train", inputs) as record,
@@ -214,6 +222,14 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
             settings = StageOneSettings(**given)
             return precompute_depth(images, model, root, settings, progress=progress.update)
 
+    require_model(model, options.get("revision"))
+    if Path(model).name == DEMO_MODEL_NAME and any(
+        path.suffix.lower() in PHOTOS for path in images
+    ):
+        logger.warning(
+            "the demo depth model has seen generated scenes only: its depth of photos is poor; "
+            "name another with --model, for example depth-anything/Depth-Anything-V2-Small-hf"
+        )
     given = {key: value for key, value in options.items() if value is not None}
     if is_service(cache_root):
         return compute_for_service(compute, cache_root, given)
@@ -274,6 +290,19 @@ def tell_changes(manifest: Manifest, stage: str, inputs: Mapping[str, Any]) -> N
     """Log every input of a stage that differs from its last run."""
     for key, change in manifest.changed(stage, inputs).items():
         logger.info("%s: changed since the last run: %s: %s", stage, key, change)
+
+
+def tell_other_model(cache: DepthCache, wanted: str) -> None:
+    """Warn when a cache holds another model's depth than the config names."""
+    info = cache.info()
+    sources = {entry.get("model_source") for entry in info["provenance"]}
+    names = {str(info["model"]), *(Path(source).name for source in sources if source)}
+    if wanted not in names and Path(wanted).name not in names:
+        logger.warning(
+            "depth.cache=%s holds the depth of %s, the config names depth.model=%s: the cache's is "
+            "read; compute the other one with `pipeline depth`, or set depth.model",
+            cache.url, info["model"], wanted,
+        )  # fmt: skip
 
 
 def digest_file_list(files: Iterable[Path]) -> str:

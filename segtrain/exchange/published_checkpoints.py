@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,16 @@ class KeyReport:
         return "\n".join(f"{kind}: {', '.join(keys)}" for kind, keys in kinds if keys)
 
 
+def describe_load_failure(error: Exception) -> str:
+    """Why torch did not read a file, without its advice to run what the file may hold."""
+    text = str(error)
+    if "Weights only load failed" not in text:
+        return text.splitlines()[0] if text else type(error).__name__
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    what = f"Python objects ({found[1]})" if found else "more than tensors and plain values"
+    return f"it holds {what}, which could run code when loaded; save its state dict alone"
+
+
 def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict without running code from the file.
 
@@ -74,7 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             with torch.serialization.safe_globals(_NUMPY_VALUES):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        content = read_array_pickle(path, str(error).splitlines()[0])
+        content = read_array_pickle(path, describe_load_failure(error))
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

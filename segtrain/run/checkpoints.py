@@ -15,6 +15,7 @@ from torch import nn
 from depthcache.storage.durable_files import replaced_file
 from segtrain.errors import CheckpointError
 from segtrain.exchange.published_checkpoints import (
+    describe_load_failure,
     match_depth_layer,
     read_array_pickle,
     read_checkpoint,
@@ -86,7 +87,7 @@ def load_state(path: Path, content: BinaryIO | None = None) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:
         raise CheckpointError(
-            f"{path} is no readable checkpoint: {str(error).splitlines()[0]}"
+            f"{path} is no readable checkpoint: {describe_load_failure(error)}"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")

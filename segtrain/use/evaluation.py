@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
+from depthcache.storage.durable_files import write_durably
 from segtrain.data.box_coordinates import is_number
 from segtrain.data.coco_boxes import require_image_files
 from segtrain.data.coco_findings import require_usable
@@ -84,7 +85,7 @@ def evaluate_model(
             on_progress(done, len(reading.records))
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "results.json").write_text(json.dumps(results))
+    write_durably(out_dir / "results.json", json.dumps(results).encode())
     metrics: dict[str, Any] = {
         "num_images": len(reading.records),
         "num_results": len(results),
@@ -99,7 +100,7 @@ def evaluate_model(
                 Path(data.test_cityscapes_truth),
                 out_dir / "cityscapes",
             )
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
+    write_durably(out_dir / "metrics.json", json.dumps(metrics, indent=2).encode())
     return metrics
 
 

@@ -15,10 +15,10 @@ HOLDERS = {"Experiment", "read_experiment"}
 
 @dataclass
 class Module:
-    """What the test needs of a file: names it mentions, attributes it reads, in whose checks."""
+    """What the test needs of a file: names, and attributes read: in whose checks, of what."""
 
     names: set[str] = field(default_factory=set)
-    reads: set[tuple[str | None, str]] = field(default_factory=set)
+    reads: set[tuple[str | None, str, str]] = field(default_factory=set)
 
 
 def read_module(tree: ast.Module) -> Module:
@@ -36,7 +36,8 @@ def read_module(tree: ast.Module) -> Module:
         elif isinstance(node, ast.alias):
             module.names.add(node.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            module.reads.add((inside, node.attr))
+            owner = getattr(node.value, "attr", None) or getattr(node.value, "id", "")
+            module.reads.add((inside, owner.replace("_", ""), node.attr))
         for child in ast.iter_child_nodes(node):
             visit(child, inside)
 
@@ -65,9 +66,9 @@ def find_unread(trees: list[ast.Module]) -> set[str]:
             reads = {
                 attribute
                 for module in modules
-                if module.names & (HOLDERS | {cls})
-                for inside, attribute in module.reads
-                if inside != cls
+                for inside, owner, attribute in module.reads
+                # `model.fcos_settings.x` is of FCOSSettings, whoever reads it.
+                if inside != cls and (module.names & (HOLDERS | {cls}) or owner == cls.lower())
             }
             unread |= {f"{cls}.{name}" for name in names if name not in reads}
     return unread
@@ -87,6 +88,7 @@ def test_every_field_of_every_settings_class_is_read(repository: Path) -> None:
         ("def f(s: ASettings): s.idle = s.used", {"ASettings.idle"}),
         ("def f(s): return s.used + s.idle", {"ASettings.used", "ASettings.idle"}),
         ("def f(s: ASettings): return s.used + s.idle", set()),
+        ("def f(m): return m.a_settings.used", {"ASettings.idle"}),
     ],
 )
 def test_an_idle_setting_is_found(reader: str, unread: set[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from segtrain.errors import CheckpointError
+from segtrain.exchange.published_checkpoints import read_checkpoint
 from segtrain.modeling.backbones import build_resnet_fpn, build_timm_fpn
 from segtrain.modeling.build import build_condinst
 from segtrain.modeling.condinst import CondInst
-from segtrain.run.checkpoints import initialise_weights, load_weights, save_atomically
+from segtrain.run.checkpoints import initialise_weights, load_state, load_weights, save_atomically
 
 
 @pytest.fixture
@@ -133,3 +135,14 @@ def test_useless_sources_are_refused(
     Path("half.pth").write_bytes(Path("stranger.pth").read_bytes()[:300])
     with pytest.raises(CheckpointError, match=message):
         initialise_weights(make_model(), source)
+
+
+def test_a_file_that_holds_code_is_refused_without_advice_to_run_it(tmp_path: Path) -> None:
+    torch.save({"model": Fraction(1, 3)}, tmp_path / "w.pth")
+    for read in (load_state, read_checkpoint):
+        with pytest.raises(CheckpointError) as caught:
+            read(tmp_path / "w.pth")
+        assert "weights_only" not in str(caught.value)
+        assert "two options" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"Python objects \(fractions\.Fraction\)"):
+        load_state(tmp_path / "w.pth")
