@@ -24,6 +24,7 @@ from pipeline.commands import (
     evaluate,
     export,
     label,
+    masks,
     predict,
     report,
     run,
@@ -52,6 +53,7 @@ app.command("demo")(demo.run_demo)
 app.command("doctor")(doctor.run_doctor)
 app.command("configs")(configs.list_configs)
 app.add_typer(data.app, name="data")
+app.command("masks")(masks.make_masks)
 app.command("depth")(depth.compute_depth)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)

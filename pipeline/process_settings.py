@@ -20,7 +20,7 @@ MALLOC_SETTINGS: Mapping[str, str] = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 COMMANDS_WITH_TENSORS = frozenset(
-    {"demo", "depth", "train", "eval", "predict", "label", "run", "resume"}
+    {"demo", "depth", "train", "eval", "predict", "label", "masks", "run", "resume"}
 )
 
 

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as mask_api
 
 from pipeline.datasets.label_studio_brush import encode_brush
 from pipeline.datasets.mask_polygons import bridge_polygons, flatten_polygons, mask_polygons
 from pipeline.errors import UsageError
 from pipeline.runs.manifest import write_atomically
+from segtrain.data.segmentations import decode_segmentation
+from segtrain.errors import DatasetError
 
 Mask = npt.NDArray[np.bool_]
 FILLED_BOX = "filled_box"
@@ -96,8 +97,8 @@ def write_masks(
         images: folder of the images, which some forms refer to.
 
     Raises:
-        UsageError: unknown format, a folder is named where a file is expected or the reverse, or
-            a segmentation cannot be read.
+        UsageError: unknown format, or a folder is named where a file is expected or the reverse.
+        DatasetError: a segmentation cannot be read.
     """
     if mask_format not in MASK_FORMATS:
         raise UsageError(f"unknown mask format {mask_format!r}; known: {', '.join(MASK_FORMATS)}")
@@ -133,29 +134,15 @@ def decode_mask(annotation: Mapping[str, Any], height: int, width: int) -> Mask 
         width: of its image.
 
     Raises:
-        UsageError: the segmentation is of another size or no segmentation.
+        DatasetError: the segmentation is of another size or no segmentation.
     """
     segmentation = annotation.get("segmentation")
     if not segmentation or annotation.get("mask_source") == FILLED_BOX:
         return None
     try:
-        if isinstance(segmentation, list):
-            encoded = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            encoded = mask_api.frPyObjects(segmentation, height, width)
-        else:
-            encoded = segmentation
-        mask = np.asarray(mask_api.decode(encoded)).astype(np.bool_)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"annotation {annotation.get('id')} has no readable segmentation: {error}"
-        ) from error
-    if mask.shape != (height, width):
-        raise UsageError(
-            f"annotation {annotation.get('id')} has a mask of {mask.shape[0]}×{mask.shape[1]} "
-            f"pixels, its image has {height}×{width}"
-        )
-    return mask
+        return decode_segmentation(segmentation, height, width).astype(np.bool_)
+    except DatasetError as error:
+        raise DatasetError(f"annotation {annotation.get('id')}: {error}") from error
 
 
 def with_polygons(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pipeline.datasets.label_studio_brush import decode_brush, encode_brush
 from pipeline.datasets.mask_formats import MASK_FORMATS, write_masks
 from pipeline.datasets.mask_polygons import flatten_polygons, mask_polygons
 from pipeline.errors import UsageError
+from segtrain.errors import DatasetError
 
 HEIGHT, WIDTH = 40, 60
 
@@ -239,5 +240,5 @@ class TestRefusals:
     def test_a_mask_of_another_size(self, tmp_path):
         document = _document()
         document["images"][0]["width"] = 61
-        with pytest.raises(UsageError, match="annotation 3 has a mask of 40×60 pixels"):
+        with pytest.raises(DatasetError, match=r"annotation 3: .*\[40, 60\], expected"):
             write_masks(document, tmp_path / "o.json", "coco", polygons=False, images=tmp_path)

@@ -1,0 +1,127 @@
+"""The COCO document with masks, and what can honestly be said of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.datasets.mask_formats import FILLED_BOX
+
+NO_MASK = "none"
+# A larger share of filled boxes says that something is wrong with the boxes or the adaptation.
+_MAX_FILLED_SHARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskCounts:
+    """How many boxes of which kind; crowds are no boxes.
+
+    Attributes:
+        num_photos: photos with boxes.
+        num_boxes: boxes in all.
+        num_masks: with a mask of the labeller.
+        num_filled_boxes: where it found nothing, or everything: the box itself stands there.
+        num_without_mask: boxes that cannot be used, and those of photos that failed.
+        num_below_score: masks left out by `--min-score`.
+        mean_score: expected IoU of the masks, None without one.
+        share_below_half: of the masks, those with an expected IoU below 0.5.
+    """
+
+    num_photos: int
+    num_boxes: int
+    num_masks: int
+    num_filled_boxes: int
+    num_without_mask: int
+    num_below_score: int
+    mean_score: float | None
+    share_below_half: float
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        text = f"{self.num_masks} masks for {self.num_boxes} boxes in {self.num_photos} photos"
+        lines = [text]
+        if self.mean_score is not None:
+            lines[0] += (
+                f"; expected IoU {self.mean_score:.2f} on average, below 0.5 for "
+                f"{self.share_below_half:.0%}"
+            )
+        if self.num_filled_boxes:
+            lines.append(
+                f"{self.num_filled_boxes} filled boxes: no mask was found in them, and they count "
+                "as none (score 0)"
+            )
+        if self.num_without_mask:
+            lines.append(
+                f"{self.num_without_mask} boxes have no mask: boxes that cannot be used, or of "
+                "photos that failed"
+            )
+        if self.num_below_score:
+            lines.append(f"{self.num_below_score} masks are left out by --min-score")
+        if self.num_filled_boxes > _MAX_FILLED_SHARE * self.num_boxes:
+            lines.append(
+                f"warning: {self.num_filled_boxes / self.num_boxes:.0%} of the boxes are filled. "
+                "Check that the boxes fit the photos (pipeline data check), look at the review "
+                "page, and try other --minutes"
+            )
+        return lines
+
+
+def write_labels(
+    document: Mapping[str, Any],
+    entries: Iterable[Mapping[str, Any]],
+    positions: Iterable[int],
+    *,
+    min_score: float,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A copy of the document with masks; order, ids and crowds stay as they are.
+
+    Args:
+        document: COCO document as it was read.
+        entries: of the journal.
+        positions: annotations that are boxes, usable or not; those that no entry names get no
+            mask, a score of 0 and the source `none`.
+        min_score: masks with a lower score are left out; score and source stay.
+        facts: what made the masks; stands in the document's `info`.
+    """
+    labelled: dict[str, Any] = copy.deepcopy(dict(document))
+    info = labelled.get("info")
+    labelled["info"] = {**(info if isinstance(info, dict) else {}), "masks": dict(facts)}
+    annotations = labelled["annotations"]
+    without = set(positions)
+    for entry in entries:
+        for item in entry["objects"]:
+            fields = {key: value for key, value in item.items() if key != "position"}
+            annotations[item["position"]] |= fields
+            without.discard(item["position"])
+            if fields["score"] < min_score:
+                del annotations[item["position"]]["segmentation"]
+    for position in without:
+        annotations[position].pop("segmentation", None)
+        annotations[position] |= {"score": 0.0, "mask_source": NO_MASK}
+    return labelled
+
+
+def count_masks(document: Mapping[str, Any]) -> MaskCounts:
+    """Count what a labelled document holds.
+
+    Args:
+        document: as `write_labels` gives it.
+    """
+    boxes = [item for item in document["annotations"] if "mask_source" in item]
+    sources = Counter(item["mask_source"] for item in boxes)
+    found = [item for item in boxes if item["mask_source"] not in (FILLED_BOX, NO_MASK)]
+    scores = [float(item["score"]) for item in found if "segmentation" in item]
+    return MaskCounts(
+        num_photos=len({item["image_id"] for item in boxes}),
+        num_boxes=len(boxes),
+        num_masks=len(scores),
+        num_filled_boxes=sources[FILLED_BOX],
+        num_without_mask=sources[NO_MASK],
+        num_below_score=len(found) - len(scores),
+        mean_score=sum(scores) / len(scores) if scores else None,
+        share_below_half=sum(score < 0.5 for score in scores) / max(len(scores), 1),
+    )

@@ -1,0 +1,498 @@
+"""From boxes to masks: check → depth → adapt → label → write → review, each stage recorded.
+
+A stage that is done with the same inputs is skipped. The adaptation and the journal of labels lie
+in the run folder under a digest of what they depend on, so that nothing made under other inputs is
+ever taken up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.datasets.mask_formats import write_masks
+from pipeline.errors import UsageError
+from pipeline.masks.label_journal import LabelJournal
+from pipeline.masks.masks_document import MaskCounts, count_masks, write_labels
+from pipeline.masks.photo_depth import PhotoDepth, open_photo_depth
+from pipeline.masks.review_page import write_review_page
+from pipeline.output import format_seconds, to_jsonable
+from pipeline.progress import ProgressReporter
+from pipeline.resources import labeller_path
+from pipeline.runs.manifest import (
+    Manifest,
+    locked_run,
+    open_manifest,
+    write_atomically,
+)
+from pipeline.runs.stages import digest_file_list, tell_changes
+from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable
+from segtrain.data.coco_reader import CocoReading, ImageRecord, read_coco, read_coco_file
+from segtrain.data.image_files import find_image_file, is_file
+from segtrain.data.mapper import read_image
+from segtrain.errors import DatasetError
+from segtrain.labeller import (
+    WEIGHTS_NAME,
+    BoxedPhoto,
+    LabellerSettings,
+    adapt_labeller,
+    label_boxes,
+    load_labeller,
+)
+from segtrain.run.resume_rules import describe_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MasksRequest:
+    """What is asked for.
+
+    Attributes:
+        coco: COCO JSON with boxes; None when `boxes` is given.
+        boxes: export of an annotation tool.
+        boxes_format: of `boxes`, see `pipeline.datasets.box_formats`.
+        images: folder of the photos.
+        out: file or folder to write.
+        mask_format: see `pipeline.datasets.mask_formats`.
+        run: run folder.
+        review: review page to write.
+        cache: depth cache, read, and filled when a model is given.
+        depth_model: hub id or local folder of a depth model.
+        depth: auto, or one of `photo_depth.DEPTH_MODES`.
+        minutes: budget of the adaptation; 0 labels with the starting weights.
+        start: weights to start from; None is those that ship.
+        min_score: masks with a lower score are left out.
+        polygons: write polygons where the form has both.
+        seed: of the adaptation.
+    """
+
+    coco: Path | None
+    boxes: Path | None = None
+    boxes_format: str = "auto"
+    images: Path
+    out: Path
+    mask_format: str
+    run: Path
+    review: Path
+    cache: str | None = None
+    depth_model: str | None = None
+    depth: str = "auto"
+    minutes: float = 10.0
+    start: Path | None = None
+    min_score: float = 0.0
+    polygons: bool = False
+    seed: int = 0
+
+    @property
+    def depth_mode(self) -> str:
+        """What depth is used for: by itself, both ways where there is some."""
+        if self.depth != "auto":
+            return self.depth
+        return "both" if self.cache or self.depth_model else "off"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MasksSummary:
+    """What a run gave.
+
+    Attributes:
+        out: what was asked for.
+        masks: the COCO file with exact masks in the run folder.
+        review: the review page.
+        counts: of boxes and masks.
+        depth: which depth was used, in words.
+        failures: photos and entries that could not be used, with a reason each.
+        findings: what the check said of the boxes, kind → count.
+        is_news: whether anything had to be done.
+    """
+
+    out: Path
+    masks: Path
+    review: Path
+    counts: MaskCounts
+    depth: str
+    failures: list[dict[str, str]]
+    findings: dict[str, int]
+    is_news: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether every box got a mask of its own."""
+        return not (self.failures or self.counts.num_filled_boxes or self.counts.num_without_mask)
+
+
+def run_masks(request: MasksRequest, command: Sequence[str]) -> MasksSummary:
+    """Give every box a mask.
+
+    Args:
+        request: see there.
+        command: arguments that `pipeline resume` repeats.
+
+    Raises:
+        UsageError, DatasetError: the boxes cannot be used; nothing was computed.
+    """
+    stages = ["check", "depth", "adapt", "label", "write", "review"]
+    if not request.depth_model:
+        stages.remove("depth")
+    with locked_run(request.run):
+        manifest = open_manifest(request.run, command=command, config={}, stages=stages)
+        run = _MasksRun(request, manifest)
+        try:
+            return run.go()
+        except KeyboardInterrupt:
+            logger.warning(
+                "stopped during %s, which are kept; `pipeline resume %s` goes on from there",
+                run.doing, request.run,
+            )  # fmt: skip
+            raise
+
+
+class _MasksRun:
+    """The stages of one run, in their order; each needs those before it."""
+
+    def __init__(self, request: MasksRequest, manifest: Manifest) -> None:
+        self.request, self.manifest, self.folder = request, manifest, manifest.folder
+        self.failures: list[dict[str, str]] = []
+        self.is_news = False
+        self.doing = "the check of the boxes"
+
+    def go(self) -> MasksSummary:
+        """Run every stage that is not done."""
+        self.reading, self.boxes_digest = self._check()
+        self.records = [record for record in self.reading.records if record.annotations]
+        self.photos = [find_image_file(record.path) for record in self.records]
+        self.photos_digest = digest_file_list(self.photos)
+        self.depth = self._find_depth()
+        self.weights = self._adapt()
+        self.journal = self._label()
+        document = self._write()
+        self._review(document)
+        return MasksSummary(
+            out=self.request.out,
+            masks=self.folder / "masks.json",
+            review=self.request.review,
+            counts=count_masks(document),
+            depth=self.depth.describe(),
+            failures=self.failures,
+            findings=dict(self.manifest.stages["check"].counts),
+            is_news=self.is_news,
+        )
+
+    def _check(self) -> tuple[CocoReading, str]:
+        """Read the boxes; names all that cannot be used before anything is computed."""
+        request = self.request
+        if not request.images.is_dir():
+            raise UsageError(f"image folder {request.images} does not exist")
+        with self.manifest.running("check", {"images": str(request.images)}) as record:
+            coco = request.coco or self._import_boxes()
+            reading = read_coco_file(coco, request.images)
+            require_usable(reading.findings, coco)
+            if not any(image.annotations for image in reading.records):
+                raise UsageError(
+                    f"{coco} has no box that can be used; `pipeline data check` says why"
+                )
+            record.counts = _count_findings(reading.findings)
+        for kind, count in record.counts.items():
+            logger.info("check: %d × %s", count, FINDING_KINDS[kind].meaning)
+        return reading, describe_file(str(coco))
+
+    def _import_boxes(self) -> Path:
+        from pipeline.datasets.box_formats import read_boxes
+
+        assert self.request.boxes is not None
+        imported = read_boxes(self.request.boxes, self.request.images, self.request.boxes_format)
+        self.failures += [{"item": i["where"], "reason": i["reason"]} for i in imported.skipped]
+        for note, count in (+imported.notes).items():
+            logger.info("%s: %d × %s", imported.box_format, count, note)
+        path = self.folder / "boxes.json"
+        write_atomically(path, json.dumps(imported.document()))
+        return path
+
+    def _find_depth(self) -> PhotoDepth:
+        """Compute the depth that a model is given for, and open the cache."""
+        request = self.request
+        present = [path for path in self.photos if is_file(path)]
+        if request.depth_mode == "off":
+            return PhotoDepth()
+        url, fingerprint = str(request.cache), None
+        if request.depth_model:
+            url, fingerprint = self._compute_depth(present)
+        depth = open_photo_depth(request.depth_mode, url, present, fingerprint=fingerprint)
+        self.manifest.fingerprints["depth"] = str(depth.fingerprint)
+        return depth
+
+    def _compute_depth(self, photos: Sequence[Path]) -> tuple[str, str]:
+        """Cache folder and fingerprint with the depth of the photos."""
+        from pipeline.runs.experiment_files import DEMO_MODEL_NAME, resolve_model
+        from pipeline.runs.stages import compute_depth_maps, depth_counts
+
+        model = resolve_model(str(self.request.depth_model))
+        if Path(model).name == DEMO_MODEL_NAME:
+            logger.warning(
+                "%s knows generated scenes only; on photos its depth says little", DEMO_MODEL_NAME
+            )
+        root = self.request.cache or str((self.folder / "depth-cache").resolve())
+        inputs = {
+            "model": model,
+            "model_files": digest_file_list(sorted(Path(model).glob("*"))),
+            "cache_root": root,
+            "photos": self.photos_digest,
+        }
+        url = str(self.manifest.stages["depth"].outputs.get("cache", ""))
+        is_there = "://" in url or Path(url).is_dir()
+        if not (self.manifest.is_done("depth", inputs) and is_there):
+            self.is_news = True
+            tell_changes(self.manifest, "depth", inputs)
+            with self.manifest.running("depth", inputs) as record:
+                summary = compute_depth_maps(photos, model, root)
+                record.outputs = {"cache": str(summary.cache_url)}
+                record.counts = depth_counts(summary)
+                record.failures = list(summary.failures)
+                self.manifest.fingerprints["depth"] = str(summary.fingerprint)
+        url = str(self.manifest.stages["depth"].outputs["cache"])
+        return url, self.manifest.fingerprints["depth"]
+
+    def _adapt(self) -> Path:
+        """Weights adapted to these boxes, or the starting ones when there is no time for that."""
+        start = self.request.start or labeller_path()
+        settings = LabellerSettings(depth=self.depth.mode, seed=self.request.seed)  # type: ignore[arg-type]
+        inputs = {
+            "boxes": self.boxes_digest,
+            "photos": self.photos_digest,
+            "depth": self.depth.fingerprint,
+            "start": describe_file(str(start)),
+            "minutes": self.request.minutes,
+            "settings": to_jsonable(settings),
+        }
+        folder = self.folder / f"labeller-{_digest(inputs)}"
+        weights = folder / WEIGHTS_NAME if self.request.minutes else start
+        if self.manifest.is_done("adapt", inputs) and weights.is_file():
+            logger.info("adapt: done before, %s", weights)
+            return weights
+        self.is_news = True
+        tell_changes(self.manifest, "adapt", inputs)
+        with self.manifest.running("adapt", inputs) as record:
+            minutes, warmup = self.request.minutes, settings.warmup_iterations
+            if minutes <= 0:
+                record.outputs = {"weights": str(start)}
+                return start
+            folder.mkdir(exist_ok=True)
+            began, last = time.monotonic(), 0
+
+            def tell(iteration: int, total: int, _losses: Mapping[str, float]) -> None:
+                nonlocal last
+                last = iteration
+                # How many iterations fit is known after the first few; until then, from their rate.
+                fitting = int(minutes * 60 * iteration / max(time.monotonic() - began, 1e-3))
+                total = max(min(total, fitting), iteration) if iteration < warmup else total
+                self.doing = f"the adaptation, {iteration} of {total} iterations"
+                bar.update(iteration, total)
+
+            with ProgressReporter("adapt", "iterations") as bar:
+                weights = adapt_labeller(
+                    self._boxed_photos(),
+                    settings,
+                    folder,
+                    start=start,
+                    minutes=minutes,
+                    on_progress=tell,
+                )
+            record.counts = {"iterations": last, "boxes": self._num_boxes()}
+            record.outputs = {"weights": str(weights)}
+        return weights
+
+    def _boxed_photos(self) -> list[BoxedPhoto]:
+        photos = []
+        for record in self.records:
+            boxes = np.array([item.box_xyxy for item in record.annotations], dtype=np.float32)
+
+            def load_image(record: ImageRecord = record) -> Any:
+                return read_image(record)[0]
+
+            def load_depth(record: ImageRecord = record) -> Any:
+                data = find_image_file(record.path).read_bytes()
+                return self.depth.read_of_bytes(data, record.height, record.width)
+
+            photos.append(
+                BoxedPhoto(
+                    name=record.file_name,
+                    boxes=boxes,
+                    load_image=load_image,
+                    load_inverse_depth=load_depth if self.depth.cache else None,
+                )
+            )
+        return photos
+
+    def _label(self) -> LabelJournal:
+        """Labels of every photo in the journal."""
+        inputs = {
+            "weights": describe_file(str(self.weights)),
+            "boxes": self.boxes_digest,
+            "photos": self.photos_digest,
+            "depth": self.depth.fingerprint,
+            "depth_mode": self.depth.mode,
+        }
+        journal = LabelJournal(self.folder / f"labels-{_digest(inputs)}.jsonl")
+        if self.manifest.is_done("label", inputs) and journal.path.is_file():
+            self.failures += self.manifest.stages["label"].failures
+            logger.info("label: done before, %s", journal.path)
+            return journal
+        self.is_news = True
+        tell_changes(self.manifest, "label", inputs)
+        kept = {int(entry["photo"]) for entry in journal.entries()}
+        labeller = load_labeller(self.weights, uses_depth=self.depth.mode in ("input", "both"))
+        failures: list[dict[str, str]] = []
+        with (
+            self.manifest.running("label", inputs) as stage,
+            journal,
+            ProgressReporter("label", "photos") as bar,
+        ):
+            for index, record in enumerate(self.records):
+                if index not in kept:
+                    try:
+                        image_rgb, key = read_image(record)
+                    except DatasetError as error:
+                        failures.append({"item": record.file_name, "reason": str(error)})
+                        continue
+                    inverse_depth = self.depth.read(key, record.height, record.width)
+                    boxes = np.array([a.box_xyxy for a in record.annotations], dtype=np.float32)
+                    masks = label_boxes(labeller, image_rgb, boxes, inverse_depth)
+                    objects = [
+                        {
+                            "position": annotation.position,
+                            "segmentation": mask.rle(),
+                            "area": int(mask.crop.sum()),
+                            "score": round(float(mask.score), 4),
+                            "mask_source": mask.source,
+                        }
+                        for annotation, mask in zip(record.annotations, masks, strict=True)
+                    ]
+                    journal.append(index, objects, has_depth=inverse_depth is not None)
+                self.doing = f"labelling, {index + 1} of {len(self.records)} photos"
+                bar.update(index + 1, len(self.records))
+            stage.counts = {"photos": len(self.records) - len(failures), "failed": len(failures)}
+            stage.failures = failures
+        self.failures += failures
+        return journal
+
+    def _write(self) -> dict[str, Any]:
+        """The COCO file in the run folder, and what was asked for."""
+        request = self.request
+        usable = [item.position for record in self.records for item in record.annotations]
+        document = write_labels(
+            self.reading.document,
+            self.journal.entries(),
+            [*usable, *self.reading.left_out],
+            min_score=request.min_score,
+            facts={
+                "labeller": describe_file(str(self.weights)),
+                "minutes": request.minutes,
+                "depth": self.depth.describe(),
+                "depth_fingerprint": self.depth.fingerprint,
+            },
+        )
+        text = json.dumps(to_jsonable(document))
+        target = self.folder / "masks.json"
+        if not target.is_file() or target.read_text(encoding="utf-8") != text:
+            write_atomically(target, text)
+        inputs = {
+            "masks": describe_file(str(target)),
+            "out": str(request.out),
+            "format": request.mask_format,
+            "polygons": request.polygons,
+        }
+        if not (self.manifest.is_done("write", inputs) and request.out.exists()):
+            self.is_news = True
+            with self.manifest.running("write", inputs) as record:
+                write_masks(
+                    document,
+                    request.out,
+                    request.mask_format,
+                    polygons=request.polygons,
+                    images=request.images,
+                )
+                record.outputs = {"out": str(request.out)}
+        return document
+
+    def _review(self, document: Mapping[str, Any]) -> None:
+        path, counts = self.request.review, count_masks(document)
+        inputs = {"masks": describe_file(str(self.folder / "masks.json")), "page": str(path)}
+        if self.manifest.is_done("review", inputs) and path.is_file():
+            return
+        self.is_news = True
+        with (
+            self.manifest.running("review", inputs) as record,
+            ProgressReporter("review", "photos") as bar,
+        ):
+            written = write_review_page(
+                path,
+                document,
+                self.request.images,
+                title=f"Masks for {(self.request.coco or self.request.boxes or Path()).name}",
+                facts={
+                    "masks": f"{counts.num_masks} of {counts.num_boxes} boxes",
+                    "filled boxes": str(counts.num_filled_boxes),
+                    "depth": self.depth.describe(),
+                    "adapted": f"{self.request.minutes:g} min" if self.request.minutes else "no",
+                },
+                read_depth=self.depth.read_of_bytes if self.depth.cache else None,
+                on_progress=bar.update,
+            )
+            record.outputs = {"page": str(path)}
+            record.counts = {"objects": written.num_objects, "left_out": written.num_left_out}
+
+    def _num_boxes(self) -> int:
+        return sum(len(record.annotations) for record in self.records)
+
+
+def _count_findings(findings: Sequence[Finding]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for finding in findings:
+        counts[finding.kind] = counts.get(finding.kind, 0) + 1
+    return counts
+
+
+def _digest(inputs: Mapping[str, Any]) -> str:
+    """Short name for what something depends on."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plan_masks(request: MasksRequest) -> dict[str, Any]:
+    """What a run would do; writes nothing.
+
+    Raises:
+        UsageError, DatasetError: the boxes cannot be used.
+    """
+    if request.coco is not None:
+        reading = read_coco_file(request.coco, request.images)
+    else:
+        from pipeline.datasets.box_formats import read_boxes
+
+        assert request.boxes is not None
+        imported = read_boxes(request.boxes, request.images, request.boxes_format)
+        reading = read_coco(imported.document(), request.images)
+    require_usable(reading.findings, request.coco or request.boxes or "")
+    with_boxes = [record for record in reading.records if record.annotations]
+    return {
+        "dry_run": True,
+        "num_photos": len(with_boxes),
+        "num_missing_photos": sum(not is_file(find_image_file(r.path)) for r in with_boxes),
+        "num_boxes": sum(len(record.annotations) for record in with_boxes),
+        "findings": _count_findings(reading.findings),
+        "depth": request.depth_mode,
+        "depth_model": request.depth_model,
+        "cache": request.cache,
+        "adaptation": format_seconds(60 * request.minutes) if request.minutes else "none",
+        "run": str(request.run),
+        "out": str(request.out),
+        "review": str(request.review),
+    }

@@ -1,0 +1,233 @@
+"""`pipeline masks` from boxes to masks and review page, on a few generated scenes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from pipeline.cli import invoke
+from pipeline.errors import ExitCode
+from pipeline.masks import masks_run
+from pipeline.synth import generate_dataset
+
+NUM_PHOTOS = 4
+Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(
+        generate_dataset(
+            tmp_path_factory.mktemp("scenes"), num_images=NUM_PHOTOS, size=(96, 128), seed=3
+        )
+    )
+
+
+@pytest.fixture
+def work(scenes: Path, tmp_path: Path) -> Path:
+    """Photos of its own, and boxes without masks."""
+    document = json.loads((scenes / "annotations.json").read_text())
+    for item in document["annotations"]:
+        item.pop("segmentation", None)
+    document["annotations"].append(
+        {"id": 9999, "image_id": document["images"][0]["id"], "category_id": 1, "iscrowd": 1,
+         "bbox": [0, 0, 9, 9], "segmentation": {"size": [96, 128], "counts": "0"}, "note": "kept"}
+    )  # fmt: skip
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    (tmp_path / "photos").mkdir()
+    for path in (scenes / "images").iterdir():
+        (tmp_path / "photos" / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def run(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+) -> Run:
+    """The command with an adaptation of three small steps; exit code and document."""
+    small = functools.partial(
+        masks_run.LabellerSettings,
+        crop_size=64, batch_size=2, warmup_iterations=1, max_iterations=3,
+    )  # fmt: skip
+    monkeypatch.setattr(masks_run, "LabellerSettings", small)
+
+    def call(*options: str, boxes: tuple[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+        given = boxes or ("--coco", str(work / "boxes.json"))
+        code = invoke(
+            ["masks", *given, "--images", str(work / "photos"), "--out", str(work / "masks.json"),
+             "--output", str(work / "run"), "--minutes", "1", "--json", *options]
+        )  # fmt: skip
+        return code, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_boxes_become_masks_with_scores_sources_and_a_review_page(run: Run, work: Path) -> None:
+    code, result = run()
+    before = json.loads((work / "boxes.json").read_text())
+    after = json.loads((work / "masks.json").read_text())
+    assert [item["id"] for item in after["annotations"]] == [
+        item["id"] for item in before["annotations"]
+    ]
+    assert after["annotations"][-1] == before["annotations"][-1], "crowds are not touched"
+    coco = COCO(work / "masks.json")
+    for item in after["annotations"][:-1]:
+        mask = coco.annToMask(item)
+        x, y, width, height = item["bbox"]
+        ys, xs = np.nonzero(mask)
+        assert item["area"] == mask.sum()
+        assert x - 1 <= xs.min() <= xs.max() <= x + width + 1
+        assert y - 1 <= ys.min() <= ys.max() <= y + height + 1
+        assert item["mask_source"] in ("labeller", "refined", "filled_box")
+        assert (item["score"] == 0) == (item["mask_source"] == "filled_box")
+    num_filled = sum(i.get("mask_source") == "filled_box" for i in after["annotations"])
+    assert result["num_filled_boxes"] == num_filled
+    assert result["num_masks"] == len(after["annotations"]) - 1 - num_filled
+    assert code == (ExitCode.FAILED_ITEMS if num_filled else ExitCode.DONE)
+    assert result["depth"].startswith("none used")
+    assert "none used" in after["info"]["masks"]["depth"]
+    assert (work / "run" / "review.html").stat().st_size > 10_000
+
+
+def test_the_same_command_again_does_nothing(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    first = (work / "masks.json").read_bytes()
+    for name in ("adapt_labeller", "label_boxes", "write_masks", "write_review_page"):
+        monkeypatch.setattr(masks_run, name, None)
+    _, again = run()
+    assert again["is_news"] is False
+    assert (work / "masks.json").read_bytes() == first
+
+
+def test_another_form_is_written_without_labelling_again(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    for name in ("adapt_labeller", "label_boxes", "write_review_page"):
+        monkeypatch.setattr(masks_run, name, None)
+    _, result = run("--polygons")
+    assert result["is_news"] is True
+    document = json.loads((work / "masks.json").read_text())
+    assert isinstance(document["annotations"][0]["segmentation"], list)
+
+
+def test_an_interruption_while_labelling_keeps_the_photos_done(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    label_boxes = masks_run.label_boxes
+    seen: list[int] = []
+
+    def stop_at_third(*arguments: Any) -> Any:
+        seen.append(len(seen))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return label_boxes(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masks_run, "label_boxes", stop_at_third)
+        with pytest.raises(json.JSONDecodeError):
+            run()
+    assert "stopped during labelling, 2 of 4 photos, which are kept" in caplog.text
+    assert not (work / "masks.json").exists()
+    (journal,) = (work / "run").glob("labels-*.jsonl")
+    with journal.open("a") as file:
+        file.write('{"photo": 2, "obj')  # what a killed process may leave
+    monkeypatch.setattr(masks_run, "label_boxes", stop_at_third)
+    code, result = run()
+    assert len(seen) == 5, "two photos were left"
+    assert result["num_photos"] == NUM_PHOTOS
+    assert code in (ExitCode.DONE, ExitCode.FAILED_ITEMS)
+
+
+def test_an_unreadable_photo_is_named_and_the_others_are_labelled(run: Run, work: Path) -> None:
+    broken, missing, *_ = sorted((work / "photos").iterdir())
+    broken.write_bytes(b"no photo")
+    missing.unlink()
+    code, result = run()
+    assert code == ExitCode.FAILED_ITEMS
+    assert [failure["item"] for failure in result["failures"]] == [broken.name, missing.name]
+    document = json.loads((work / "masks.json").read_text())
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    for item in document["annotations"][:-1]:
+        failed = names[item["image_id"]] in (broken.name, missing.name)
+        assert (item["mask_source"] == "none") is failed
+        assert ("segmentation" not in item) is failed
+    assert result["num_without_mask"] > 0
+    again, _ = run()
+    assert again == ExitCode.FAILED_ITEMS, "done before, and still not whole"
+
+
+def test_depth_is_computed_used_and_named(run: Run, work: Path) -> None:
+    _, result = run("--model", "demo-dpt", "--minutes", "0")
+    (cache,) = (work / "run" / "depth-cache").glob("dpt-*")
+    assert result["depth"] == f"{cache.name} as a loss and an input, 4 of 4 photos"
+    page = (work / "run" / "review.html").read_text()
+    assert '"has_depth":true' in page
+    _, off = run("--cache", str(work / "run" / "depth-cache"), "--depth", "off", "--minutes", "0")
+    assert off["depth"].startswith("none used")
+
+
+def test_scores_below_the_least_lose_their_mask_and_are_counted(run: Run, work: Path) -> None:
+    _, result = run("--minutes", "0", "--min-score", "1")
+    document = json.loads((work / "masks.json").read_text())
+    assert result["num_masks"] == 0
+    assert result["num_below_score"] > 0
+    assert not any("segmentation" in item for item in document["annotations"][:-1])
+
+
+def test_an_export_of_another_tool_is_taken_and_given_back(run: Run, work: Path) -> None:
+    document = json.loads((work / "boxes.json").read_text())
+    (work / "labels").mkdir()
+    for image in document["images"]:
+        lines = []
+        for item in document["annotations"][:-1]:
+            if item["image_id"] == image["id"]:
+                x, y, w, h = item["bbox"]
+                lines.append(f"0 {(x + w / 2) / 128} {(y + h / 2) / 96} {w / 128} {h / 96}\n")
+        (work / "labels" / f"{Path(image['file_name']).stem}.txt").write_text("".join(lines))
+    options = ("--minutes", "0", "--format", "yolo-seg", "--out", str(work / "yolo"))
+    _, result = run(*options, boxes=("--boxes", str(work / "labels")))
+    assert result["num_boxes"] == len(document["annotations"]) - 1
+    written = "".join(path.read_text() for path in (work / "yolo" / "labels").iterdir())
+    assert len(written.splitlines()) == result["num_masks"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--depth", "both"], "needs depth: give --cache"),
+        (["--depth", "deep"], "choose one of auto, off"),
+        (["--format", "gif"], "unknown --format 'gif'"),
+        (["--boxes", "x"], "say where the boxes are"),
+        (["--start", "none.safetensors"], "does not exist"),
+        (["--out", "{0}/boxes.json"], "would overwrite"),
+        (["--out", "/proc/none/masks.json"], "cannot be written"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_any_work(
+    run: Run, work: Path, options: list[str], message: str
+) -> None:
+    code, result = run(*(option.format(work) for option in options))
+    assert code == ExitCode.USAGE
+    assert message in result["error"]["message"]
+    assert not (work / "run").exists()
+
+
+def test_the_plan_computes_nothing(run: Run, work: Path) -> None:
+    code, plan = run("--dry-run")
+    assert code == ExitCode.DONE
+    assert plan["num_photos"] == NUM_PHOTOS
+    assert plan["num_boxes"] > 0
+    assert not (work / "run").exists()
