@@ -1,4 +1,4 @@
-"""BoxInst, R-101, for converted published checkpoints."""
+"""BoxInst, R-101, COCO 1x."""
 
 from __future__ import annotations
 

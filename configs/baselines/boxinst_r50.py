@@ -1,4 +1,4 @@
-"""BoxInst, R-50, for converted published checkpoints."""
+"""BoxInst, R-50, COCO 1x: boxes only, no depth. Paper: 30.7 mask AP (val)."""
 
 from __future__ import annotations
 

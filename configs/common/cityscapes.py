@@ -14,8 +14,12 @@ data.num_classes = 8
 train.max_iter = 24_000
 train.batch_size = 8
 train.distill_from = 19 / 24
+# At least as large as the student's largest.
+train.teacher_short_side = 1024
+train.teacher_max_size = 2048
 # The paper's learning rate is given for its batch of 8.
 optimizer.reference_batch_size = 8
+# Both warm-ups, of the learning rate and of w(t), keep their share of a COCO run: **choice**.
 schedule.drops = [18 / 24]
 dataloader.train.augmentation.short_sides = [800, 832, 864, 896, 928, 960, 992, 1024]
 dataloader.train.augmentation.max_size = 2048

@@ -20,4 +20,5 @@ model.distillation = LazyCall(DistillationSettings)(
     total_iterations="${train.max_iter}",
     score_threshold=0.8,
     teacher_precision="auto",
+    teacher_nms_threshold=None,
 )

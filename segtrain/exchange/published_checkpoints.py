@@ -95,11 +95,15 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         if not hasattr(value, "shape"):
             raise CheckpointError(f"{path}: entry {key!r} is {type(value).__name__}, not a tensor")
-        name = str(key)
-        while name.startswith(_DDP_PREFIX):
-            name = name[len(_DDP_PREFIX) :]
-        state[name] = torch.as_tensor(value).detach().clone()
+        state[strip_ddp_prefix(str(key))] = torch.as_tensor(value).detach().clone()
     return state
+
+
+def strip_ddp_prefix(name: str) -> str:
+    """The name of an entry in the model itself, which DDP saves under `module.`."""
+    while name.startswith(_DDP_PREFIX):
+        name = name[len(_DDP_PREFIX) :]
+    return name
 
 
 def convert_adelaidet(source: str | Path, target: str | Path) -> dict[str, torch.Tensor]:

@@ -12,15 +12,20 @@ cells, at any stride:
 
 from __future__ import annotations
 
+from segtrain.losses.bbtp import bag_loss, smoothness_loss
 from segtrain.losses.colour import color_similarity, rgb_to_lab
 from segtrain.losses.consistency import depth_similarity, slant_similarity
 from segtrain.losses.depth import depth_loss
+from segtrain.losses.level_set import boundary_length, chan_vese_energy
 from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
 from segtrain.losses.projection import dice_distance, projection_loss
 from segtrain.mask_grid.bitmasks import filled_pixels, mask_grid_extents
 from segtrain.mask_grid.neighbours import neighbour_similarity
 
 __all__ = [
+    "bag_loss",
+    "boundary_length",
+    "chan_vese_energy",
     "color_similarity",
     "depth_loss",
     "depth_similarity",
@@ -33,4 +38,5 @@ __all__ = [
     "projection_loss",
     "rgb_to_lab",
     "slant_similarity",
+    "smoothness_loss",
 ]

@@ -39,7 +39,8 @@ class LossSettings:
         consistency: whether the depth consistency term takes part.
         consistency_weight: its weight beside w(t).
         consistency_start: share of the run after which the consistency term's warm-up begins.
-        consistency_inside_box_only: whether only edges whose centre is in the box count.
+        consistency_inside_box_only: whether only edges whose centre is in the box count. Eq. 4
+            names no box; inside one the term only ever grows the foreground of a confident mask.
         depth_threshold: τ, least depth similarity of an edge.
         slant_invariant: link along second differences of depth (`losses/consistency.py`).
         warmup_iterations: the pairwise terms grow linearly until then.
@@ -57,7 +58,7 @@ class LossSettings:
     consistency: bool = False
     consistency_weight: float = 1.0
     consistency_start: float = 0.0
-    consistency_inside_box_only: bool = True
+    consistency_inside_box_only: bool = False
     depth_threshold: float = 0.5
     slant_invariant: bool = False
     warmup_iterations: int = 10_000

@@ -19,6 +19,7 @@ from segtrain.exchange.published_checkpoints import (
     match_depth_layer,
     read_array_pickle,
     read_checkpoint,
+    strip_ddp_prefix,
 )
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,8 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
         CheckpointError: unreadable, or keys or shapes differ from the model's.
     """
     state = load_state(path)
-    weights = match_depth_layer(model, state.get("model", state))
+    content = {strip_ddp_prefix(k): v for k, v in state.get("model", state).items()}
+    weights = match_depth_layer(model, content)
     problems = _describe_differences(model, weights)
     if problems:
         raise CheckpointError(
@@ -145,8 +147,8 @@ def initialise_weights(model: nn.Module, source: str) -> None:
             weights = match_depth_layer(model, read_checkpoint(source))
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"train.init_checkpoint={source}: there is no such file; set it to one, or to null "
-                "to start from random weights"
+                f"train.init_checkpoint={source}: there is no such file; put it there or set "
+                "another (docs/training.md says which), or null to start from random weights"
             ) from error
     # Weights of a backbone alone do not know where it stands in the detector.
     fitting: dict[str, torch.Tensor] = max(

@@ -9,6 +9,9 @@ from torch import nn
 
 from segtrain.errors import TrainingConfigError
 
+# As Swin trains (arXiv 2103.14030): they are offsets of logits, not factors.
+_POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+
 
 @dataclass(kw_only=True)
 class OptimizerSettings:
@@ -19,7 +22,7 @@ class OptimizerSettings:
         learning_rate: for `reference_batch_size` images a step; scaled linearly to the real batch.
         reference_batch_size: the batch that `learning_rate` was chosen for.
         momentum: of SGD.
-        weight_decay: of convolution and linear weights.
+        weight_decay: of convolution and linear weights; Swin's tables of positions have none.
         weight_decay_norm: of normalisation weights and of all biases of AdamW.
         gradient_clip_norm: largest norm of the whole gradient; 0 means no clipping.
     """
@@ -73,7 +76,9 @@ def build_optimizer(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            without_decay = is_norm or (settings.kind == "adamw" and name == "bias")
+            without_decay = (
+                is_norm or name in _POSITION_TABLES or (settings.kind == "adamw" and name == "bias")
+            )
             (undecayed if without_decay else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},

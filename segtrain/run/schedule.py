@@ -62,9 +62,16 @@ def learning_rate_factor(iteration: int, max_iter: int, settings: ScheduleSettin
     return factor
 
 
-def fraction_of(fraction: float, total: int) -> int:
-    """A share of the run as an iteration, rounded to the nearest; also `${fraction_of:0.5,80}`."""
-    return math.floor(float(fraction) * int(total) + 0.5)
+def fraction_of(fraction: float, total: int, most: int | None = None) -> int:
+    """A share of the run as an iteration, rounded to the nearest; also `${fraction_of:0.5,80}`.
+
+    Args:
+        fraction: share of the run.
+        total: its iterations.
+        most: the result is never larger; as for the share, a config writes it as text.
+    """
+    share = math.floor(float(fraction) * int(total) + 0.5)
+    return share if most is None else min(share, int(most))
 
 
 OmegaConf.register_new_resolver("fraction_of", fraction_of, replace=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("depthcache", "segtrain", "pipeline")
-# Whoever holds an experiment reads its parts without naming their classes.
-HOLDERS = {"Experiment", "read_experiment"}
+# Whoever holds an experiment or the network reads its settings without naming their classes.
+HOLDERS = {"Experiment", "read_experiment", "CondInstNetwork"}
 
 
 @dataclass

@@ -102,6 +102,18 @@ def test_depth_loss() -> None:
     _assert_close(depth_loss(depth, target, IMAGES, EXTENTS), sum(errors) / len(errors))
     assert torch.autograd.gradcheck(lambda x: depth_loss(x, target, IMAGES, EXTENTS), (depth,))
 
+    means = []
+    for i, extent in enumerate(EXTENTS):
+        cells = list(_cells(extent))
+        own = [(depth[i, r, c] - target[IMAGES[i], r, c] / 255).item() ** 2 for r, c in cells]
+        means += [sum(own) / len(own)] if own else []
+
+    def by_instance(x: torch.Tensor) -> torch.Tensor:
+        return depth_loss(x, target, IMAGES, EXTENTS, "instance")
+
+    _assert_close(by_instance(depth), sum(means) / len(means))
+    assert torch.autograd.gradcheck(by_instance, (depth,))
+
 
 def test_reliable_dice_loss() -> None:
     logits = _logits(6)

@@ -37,6 +37,20 @@ def _masks(model: CondInst) -> torch.Tensor:
     return masks
 
 
+def test_weights_that_ddp_saved_are_loaded(
+    make_model: Callable[..., CondInst], tmp_path: Path
+) -> None:
+    model = make_model()
+    torch.nn.init.normal_(model.controller.weight, std=0.1)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    save_atomically({"model": state, "categories": ["x"]}, tmp_path / "ddp.pth")
+    started, loaded = make_model(), make_model()
+    initialise_weights(started, str(tmp_path / "ddp.pth"))
+    assert load_weights(loaded, tmp_path / "ddp.pth") == {"categories": ["x"]}
+    for other in (started, loaded):
+        assert torch.equal(other.controller.weight, model.controller.weight)
+
+
 @pytest.mark.parametrize("form", ["multiply", "add"])
 def test_boxinst_weights_keep_their_masks_under_a_new_depth_layer(
     make_model: Callable[..., CondInst], tmp_path: Path, form: str

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.config import take_snapshot
 from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
+from segtrain.errors import CheckpointError
+from segtrain.run.checkpoints import initialise_weights
 from segtrain.run.optimizer import OptimizerSettings, scale_learning_rate
 from segtrain.run.schedule import ScheduleSettings, fraction_of
 from segtrain.run.train_settings import TrainSettings, distillation_start, read_settings
@@ -95,25 +100,27 @@ def test_schedule_is_the_papers(name: str) -> None:
         distillation_start(read_settings(train, TrainSettings)),
         (min(sizes), max(sizes)),
     ) == SCHEDULES[name]
-    assert (train.teacher_short_side, train.teacher_momentum) == (800, 0.999)
+    short_side = 1024 if name.startswith("cityscapes") else 800
+    assert (train.teacher_short_side, train.teacher_momentum) == (short_side, 0.999)
 
 
 # What each ablation of the paper changes, against the model of configs/common.
 SWITCHES: dict[str, dict[str, Any]] = {
-    "coco/condinst_r50_1x": {"supervision": "masks", "depth_layer": False, "mask_channels": 8},
-    "coco/boxinst_r50_1x": {"depth_layer": False, "consistency": False, "distillation": None},
+    "baselines/condinst_r50": {"supervision": "masks", "depth_layer": False, "mask_channels": 8},
+    "baselines/boxinst_r50": {"depth_layer": False, "consistency": False, "distillation": None},
     "ablation/depth_layer": {"depth_layer": True, "consistency": False, "distillation": None},
     "ablation/consistency": {"depth_layer": False, "consistency": True, "distillation": None},
     "ablation/depth_layer_consistency": {"depth_layer": True, "consistency": True},
     "ablation/distillation_equal_size": {"distillation.depth_matching": False},
     "ablation/teacher_at_800": {"distillation.depth_matching": False},
-    "ablation/depth_matching": {"distillation.depth_matching": True},
+    "coco/full_r50_1x": {"distillation.depth_matching": True, "distillation.loss_weight": 4.0},
     "ablation/quality_iou": {"quality": "iou"},
     "ablation/giou_affinity": {"distillation.box_affinity": "giou"},
     "ablation/constant_beta": {"distillation.beta_decays": False},
-    "ablation/consistency_everywhere": {"consistency_inside_box_only": False},
-    **{f"ablation/tau_0_{n}": {"depth_threshold": n / 10} for n in (3, 5, 7)},
-    **{f"ablation/lambda_dice_{n}": {"distillation.loss_weight": float(n)} for n in (0, 1, 2, 4)},
+    "ablation/consistency_inside_box": {"consistency_inside_box_only": True},
+    "ablation/color_everywhere": {"color_everywhere": True, "depth_layer": False},
+    **{f"ablation/tau_0_{n}": {"depth_threshold": n / 10} for n in (3, 7)},
+    **{f"ablation/lambda_dice_{n}": {"distillation.loss_weight": float(n)} for n in (0, 1, 2)},
 }
 
 
@@ -126,6 +133,32 @@ def test_ablation_changes_what_its_name_says(name: str) -> None:
     assert cfg.train.teacher_short_side == (None if equal_size else 800)
 
 
+def test_no_two_configs_are_one_under_two_names() -> None:
+    found: dict[str, str] = {}
+    for name in NAMES:
+        cfg = LazyConfig.load(str(CONFIGS / name))
+        content = json.dumps(take_snapshot(cfg), sort_keys=True)
+        assert content not in found, f"{name} is {found[content]} under another name"
+        found[content] = name
+
+
+def test_teacher_sees_no_less_than_the_student() -> None:
+    for name in NAMES:
+        cfg = LazyConfig.load(str(CONFIGS / name))
+        if cfg.train.distill_from is not None and cfg.train.teacher_short_side is not None:
+            student = cfg.dataloader.train.augmentation
+            assert cfg.train.teacher_short_side >= max(student.short_sides), name
+            assert cfg.train.teacher_max_size >= student.max_size, name
+
+
+def test_swin_is_not_trained_from_random_weights() -> None:
+    for name in NAMES:
+        if "swin" in name:
+            cfg = LazyConfig.load(str(CONFIGS / name))
+            with pytest.raises(CheckpointError, match=r"swin_\w+.pth: there is no such file"):
+                initialise_weights(torch.nn.Linear(1, 1), cfg.train.init_checkpoint)
+
+
 def test_shares_follow_the_length_of_the_run() -> None:
     cfg = LazyConfig.load(str(CONFIGS / "coco/full_r50_1x.py"))
     train = read_settings(cfg.train, TrainSettings)
@@ -134,6 +167,8 @@ def test_shares_follow_the_length_of_the_run() -> None:
     cfg.train.max_iter = 900
     assert distillation_start(read_settings(cfg.train, TrainSettings)) == 650
     assert cfg.model.warmup_iterations == 100
+    longer = LazyConfig.load(str(CONFIGS / "coco/full_r50_3x.py"))
+    assert longer.model.warmup_iterations == 10_000
 
 
 def test_mistyped_setting_is_refused() -> None:

@@ -30,7 +30,10 @@ def experiment(repository: Path, changes: dict[str, Any] | None = None) -> Exper
         ({"dataloader.train.num_workers": 0, "dataloader.test.short_side": 64}, []),
         ({"data.train_images": "moved", "data.test_json": "other", "data.name": "x"}, []),
         ({"depth.cache": "moved", "depth.batch_size": 2}, []),
-        ({"train.max_iter": 9}, ["train.max_iter", "model.warmup_iterations"]),
+        (
+            {"train.max_iter": 9},
+            ["train.max_iter", "model.warmup_iterations", "model.total_iterations"],
+        ),
         ({"train.init_checkpoint": "other.pth"}, ["train.init_checkpoint"]),
         ({"schedule.drops": [0.5]}, ["schedule.drops"]),
         (

@@ -1,9 +1,9 @@
-"""BoxInst, R-50, COCO 1x: boxes only, no depth. Paper: 30.7 mask AP (val)."""
+"""BoxInst, R-50, COCO 3x."""
 
 from __future__ import annotations
 
 from ..common.boxinst import model
-from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
+from ..common.coco_3x import data, dataloader, depth, optimizer, schedule, train
 
 depth.enabled = False
 

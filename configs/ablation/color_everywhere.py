@@ -1,4 +1,4 @@
-"""CondInst with annotated masks, R-50, COCO 1x: the ceiling of box supervision."""
+"""Colour a second time over the whole map: the control for the consistency term."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from ..common.boxinst import model
 from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
 
 depth.enabled = False
-data.use_masks = True
-model.supervision = "masks"
-model.mask_channels = 8
-model.color = False
-model.centre_on_bitmask = False
+model.color_everywhere = True
 
 __all__ = ["data", "dataloader", "depth", "model", "optimizer", "schedule", "train"]

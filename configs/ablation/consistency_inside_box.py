@@ -1,4 +1,4 @@
-"""Depth layer + consistency that is not limited to the box."""
+"""Depth layer + consistency that is limited to the box: the other reading of Eq. 4."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
 
 model.depth_layer = True
 model.consistency = True
-model.consistency_inside_box_only = False
+model.consistency_inside_box_only = True
 
 __all__ = ["data", "dataloader", "depth", "model", "optimizer", "schedule", "train"]
