@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 _ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\[\]-]*=")
 
 
-def load_config(path: str | Path, assignments: Sequence[str] = ()) -> Any:
+def load_config(
+    path: str | Path, assignments: Sequence[str] = (), *, has_weights: bool = False
+) -> Any:
     """Load a LazyConfig file and apply `key=value` overrides.
+
+    Overrides that name data but no `data.num_classes` leave the number to the data.
 
     Args:
         path: config file, or the name of a bundled one.
         assignments: `key=value` texts; later ones win.
+        has_weights: the number of classes is that of weights, unless an override names it.
 
     Returns:
         The config, an `omegaconf.DictConfig`.
@@ -45,21 +50,27 @@ def load_config(path: str | Path, assignments: Sequence[str] = ()) -> Any:
         raise UsageError(f"config {file} does not load: {type(error).__name__}: {error}") from error
     for assignment in assignments:
         apply_assignment(config, assignment)
+    keys = {assignment.partition("=")[0] for assignment in assignments}
+    if (has_weights or "data.train_json" in keys) and "data.num_classes" not in keys:
+        config.data.num_classes = None
     return config
 
 
-def load_experiment(path: str | Path, assignments: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path: str | Path, assignments: Sequence[str] = (), *, has_weights: bool = False
+) -> Experiment:
     """Load a config file with overrides, and read it.
 
     Args:
         path: config file, or the name of a bundled one.
         assignments: `key=value` texts; later ones win.
+        has_weights: the number of classes is that of weights, unless an override names it.
 
     Raises:
         UsageError: as `load_config`.
         TrainingConfigError: a setting is out of range, or does not go with another.
     """
-    config = load_config(path, assignments)
+    config = load_config(path, assignments, has_weights=has_weights)
     from segtrain.run.experiment import read_experiment
 
     return read_experiment(config)

@@ -29,7 +29,7 @@ def evaluate(
         raise UsageError(f"checkpoint {weights} does not exist")
     refuse_absent_files(assignments or [], ["test"])
     with stdout_kept_clean():
-        experiment = load_experiment(config_name, assignments or [])
+        experiment = load_experiment(config_name, assignments or [], has_weights=True)
         existing_dataset_paths(experiment, "test")
         from segtrain.use.evaluation import evaluate_model
 

@@ -24,7 +24,7 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Give every box of a COCO file a mask and a score; exit code 3 if some have none."""
-    from pipeline.config import load_config
+    from pipeline.config import load_experiment
     from pipeline.errors import ExitCode, UsageError
     from pipeline.output import require_writable
     from pipeline.runs.manifest import write_atomically
@@ -37,12 +37,12 @@ def label(
     require_writable(out)
     failures: list[dict[str, str]] = []
     with stdout_kept_clean():
-        config = load_config(config_name, assignments or [])
+        experiment = load_experiment(config_name, assignments or [], has_weights=True)
         from segtrain.use.labelling import label_dataset
 
         with ProgressReporter("label", "images") as bar:
             document = label_dataset(
-                config,
+                experiment,
                 weights,
                 coco,
                 images,

@@ -26,7 +26,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Boxes, classes, scores and masks of images, as a COCO result list."""
-    from pipeline.config import load_config
+    from pipeline.config import load_experiment
     from pipeline.datasets.image_lists import list_folder_images, read_coco_images
     from pipeline.output import require_writable
     from pipeline.runs.manifest import write_atomically
@@ -47,13 +47,13 @@ def predict(
             names = [record.file_name for record in records]
             ids = [record.image_id for record in records]
         require_writable(out)
-        config = load_config(config_name, assignments or [])
+        experiment = load_experiment(config_name, assignments or [], has_weights=True)
         from segtrain.use.prediction import predict_images
 
         failures: list[dict[str, str]] = []
         with ProgressReporter("predict", "images") as bar:
             results = predict_images(
-                config,
+                experiment,
                 weights,
                 files,
                 file_names=names,

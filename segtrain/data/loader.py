@@ -29,7 +29,8 @@ class DataSettings:
         test_images: folder of its images.
         test_cityscapes_truth: Cityscapes' gtFine/<split>; when set, evaluation adds the AP of
             Cityscapes' own tool.
-        num_classes: number of classes of the model; must equal the file's.
+        num_classes: number of classes of the model; must equal the file's. None takes the training
+            file's, and with weights theirs.
         use_masks: let annotated masks supervise training (off: boxes only).
         bad_boxes: `drop` or `refuse` boxes that are not finite, empty, inverted or outside.
         keep_images_without_boxes: train on images without boxes as well.
@@ -41,7 +42,7 @@ class DataSettings:
     test_json: str = "data/coco/annotations/instances_val2017.json"
     test_images: str = "data/coco/val2017"
     test_cityscapes_truth: str | None = None
-    num_classes: int = 80
+    num_classes: int | None = 80
     use_masks: bool = False
     bad_boxes: str = "drop"
     keep_images_without_boxes: bool = False

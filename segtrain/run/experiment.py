@@ -54,6 +54,13 @@ class Experiment:
         """The same experiment with other fields of `TrainSettings`."""
         return replace(self, train=replace(self.train, **changes))
 
+    def with_num_classes(self, num_classes: int) -> Experiment:
+        """The same experiment with as many classes, unless its config says how many."""
+        if self.data.num_classes is not None:
+            return self
+        model = self.model | {"num_classes": num_classes}
+        return replace(self, model=model, data=replace(self.data, num_classes=num_classes))
+
     def to_plain(self) -> dict[str, Any]:
         """The settings under their names in the config file; classes and functions by path."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}

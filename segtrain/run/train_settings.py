@@ -221,13 +221,13 @@ def require_consistent_settings(
         )
 
 
-def require_num_classes(categories: Sequence[object], num_classes: int, source: str) -> None:
-    """Refuse a dataset that has another number of classes than the model.
+def require_num_classes(categories: Sequence[object], num_classes: int | None, source: str) -> None:
+    """Refuse a dataset that has another number of classes than the model; None takes any.
 
     Raises:
         TrainingConfigError: the numbers differ.
     """
-    if len(categories) != num_classes:
+    if num_classes is not None and len(categories) != num_classes:
         raise TrainingConfigError(
             f"data.num_classes={num_classes}, but {source} has {len(categories)} "
             f"categories; set data.num_classes={len(categories)}"

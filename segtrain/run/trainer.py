@@ -152,6 +152,7 @@ class Trainer:
         run_dir.mkdir(parents=True, exist_ok=True)
         seed_all(self.settings.seed)
         self.dataset = read_training_data(self.experiment)
+        self.experiment = self.experiment.with_num_classes(len(self.dataset.categories))
         self.depth = open_depth(self.experiment.depth)
         self.trajectory = describe_trajectory(
             self.experiment, None if self.depth is None else self.depth.fingerprint

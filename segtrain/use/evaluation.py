@@ -128,7 +128,7 @@ def match_categories(
         return wanted
     texts = ", ".join(map(str, names[:10])), ", ".join(str(item["name"]) for item in wanted[:10])
     message = "the weights know the classes {}, the test file names {}".format(*texts)
-    if names != [item["name"] for item in numbered_categories(len(names))]:
+    if names != [item["name"] for item in numbered_categories(len(wanted))]:
         raise DatasetError(f"{message}; rename the file's categories, or name other weights")
     logger.warning("%s; they are taken in this order", message)
     return wanted

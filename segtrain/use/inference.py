@@ -17,7 +17,7 @@ from segtrain.data.loader import InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
 from segtrain.data.segmentations import encode_mask
 from segtrain.errors import CheckpointError
-from segtrain.run.checkpoints import load_weights
+from segtrain.run.checkpoints import load_state, load_weights
 from segtrain.run.experiment import read_experiment
 from segtrain.run.train_settings import autocast_to, choose_device
 
@@ -76,7 +76,10 @@ def load_trained_model(
         CheckpointError: the weights do not fit.
     """
     experiment = read_experiment(cfg)
-    settings, data = experiment.train, experiment.data
+    if experiment.data.num_classes is None:
+        experiment = experiment.with_num_classes(count_classes_of_weights(weights))
+    settings, num_classes = experiment.train, experiment.data.num_classes
+    assert num_classes is not None
     device = choose_device(settings.device)
     network: Any = instantiate(experiment.model)
     extra = load_weights(network, weights)
@@ -87,12 +90,12 @@ def load_trained_model(
     network.encode_masks = True
     # Without names in the weights, COCO's 80 are known, also for a file that lists a few of them.
     unnamed = categories or []
-    if len(unnamed) != data.num_classes:
-        unnamed = default_categories(data.num_classes)
+    if len(unnamed) != num_classes:
+        unnamed = default_categories(num_classes)
     known: list[dict[str, Any]] = extra.get("categories") or unnamed
-    if len(known) != data.num_classes:
+    if len(known) != num_classes:
         raise CheckpointError(
-            f"{weights} names {len(known)} classes, the config's model has {data.num_classes}; "
+            f"{weights} names {len(known)} classes, the config's model has {num_classes}; "
             f"set data.num_classes={len(known)}"
         )
     return TrainedModel(
@@ -105,6 +108,21 @@ def load_trained_model(
         if (settings.precision, device.type) == ("fp16", "cpu")
         else settings.precision,
     )
+
+
+def count_classes_of_weights(path: Path) -> int:
+    """Number of classes of a checkpoint: of its categories, else of its classifier's rows.
+
+    Raises:
+        CheckpointError: it is unreadable, or has neither.
+    """
+    state = load_state(path)
+    if state.get("categories"):
+        return len(state["categories"])
+    for name, value in state.get("model", state).items():
+        if name.endswith("cls_logits.weight"):
+            return len(value)
+    raise CheckpointError(f"{path} does not tell its number of classes; set data.num_classes")
 
 
 def default_categories(num_classes: int) -> list[dict[str, Any]]:

@@ -235,6 +235,18 @@ def test_a_photo_under_two_ids_is_predicted_under_both(
     assert found == {(501, "x"), ("b", "./x")}
 
 
+def test_the_number_of_classes_comes_from_data_or_weights(
+    tmp_path: Path, load_tiny: Callable[..., Any], weights: Path
+) -> None:
+    unset = load_tiny(SHORT | {"data.num_classes": None, "train.max_iter": 1})
+    assert load_trained_model(unset, weights).network.num_classes == 6
+    summary = train_model(unset, tmp_path / "run", resume=False)
+    assert len(torch.load(summary.final_weights)["categories"]) == 6
+    bare = tmp_path / "bare.pth"
+    torch.save(torch.load(weights)["model"], bare)
+    assert [c["name"] for c in load_trained_model(unset, bare).categories][-1] == "class 6"
+
+
 def test_a_model_of_fp16_is_used_without_a_gpu_in_fp32(
     load_tiny: Callable[..., Any], weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

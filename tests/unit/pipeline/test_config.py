@@ -11,6 +11,7 @@ from pipeline.config import (
     apply_assignment,
     describe_changes,
     list_keys,
+    load_config,
     split_assignments,
     take_snapshot,
 )
@@ -122,3 +123,20 @@ def test_a_reference_may_become_a_number(config):
     config.model.first = "${train.max_iter}"
     apply_assignment(config, "model.first=7")
     assert config.model.first == 7
+
+
+@pytest.mark.parametrize(
+    ("assignments", "has_weights", "num_classes"),
+    [
+        ([], False, 6),
+        ([], True, None),
+        (["data.train_json=mine.json"], False, None),
+        (["data.train_json=mine.json", "data.num_classes=3"], False, 3),
+        (["data.num_classes=3"], True, 3),
+    ],
+)
+def test_the_number_of_classes_is_left_to_own_data_and_weights(
+    assignments, has_weights, num_classes
+):
+    config = load_config("configs/demo/boxinst.py", assignments, has_weights=has_weights)
+    assert config.data.num_classes == num_classes
