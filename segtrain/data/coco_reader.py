@@ -308,11 +308,15 @@ class _AnnotationReader:
                 segmentation = None
         bbox = entry.get("bbox")
         box, kind = clip_box(bbox, record.width, record.height)
-        size = f"bbox={shorten(bbox)} in an image of {record.width}×{record.height}"
+
+        def say_of_box(kind: str) -> None:
+            size = f"bbox={shorten(bbox)} in an image of {record.width}×{record.height}"
+            say(kind, f"{FINDING_KINDS[kind].meaning.partition(';')[0]}: {size}")
+
         if is_crowd:
-            say("crowd_box", size)
+            say_of_box("crowd_box")
         elif kind is not None:
-            say(kind, f"{FINDING_KINDS[kind].meaning}: {size}")
+            say_of_box(kind)
         if not is_crowd and (box is not None or kind == "box_outside_image"):
             self._plain_boxes.append((*map(float, bbox), record.width, record.height))
         if box is None:
@@ -322,7 +326,7 @@ class _AnnotationReader:
             return
         identity = (image_index, category_index, box)
         if identity in self._seen and not is_crowd:
-            say("duplicate_box", size)
+            say_of_box("duplicate_box")
         self._seen.add(identity)
         (self.crowds if is_crowd else self.objects)[image_index].append(
             BoxAnnotation(

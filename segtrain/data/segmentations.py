@@ -10,6 +10,7 @@ end early leave uninitialised pixels. So nothing reaches it but through this fil
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ def _checked_polygons(polygons: list[Any], height: int, width: int) -> list[list
                 "mask_malformed",
                 f"expected a list of polygons [x, y, x, y, …], got {shorten(repr(polygons))}",
             )
-        if not all(type(value) in (int, float) for value in polygon) or len(polygon) % 2:
+        if not set(map(type, polygon)) <= {int, float} or len(polygon) % 2:
             raise _UnusableError(
                 "mask_malformed", f"a polygon is pairs of numbers, got {shorten(repr(polygon))}"
             )
@@ -127,20 +128,27 @@ def _checked_polygons(polygons: list[Any], height: int, width: int) -> list[list
 
 
 def _require_near(polygon: list[float], height: int, width: int) -> None:
+    """Refuse coordinates that would take pycocotools more memory than an image of that size."""
     try:
-        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+        is_finite = math.isfinite(sum(polygon))
     except OverflowError:
-        points = np.array([[np.inf, np.inf]])
-    if not np.isfinite(points).all():
+        is_finite = False
+    if not is_finite:
         raise _UnusableError("mask_malformed", "a coordinate is not finite")
-    size = np.array((width, height))
-    if (points < -size).any() or (points > 2 * size).any():
-        x, y = points[((points < -size) | (points > 2 * size)).any(axis=1)][0]
+    xs, ys = polygon[0::2], polygon[1::2]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
         raise _UnusableError(
-            "mask_far_outside", f"point ({x:g}, {y:g}) in an image of {width}×{height}"
+            "mask_far_outside",
+            f"it spans x {left:g} to {right:g}, y {top:g} to {bottom:g} in an image of "
+            f"{width}×{height}",
         )
+    longest = _MAX_OUTLINE_SIDES * (height + width)
+    if len(xs) * max(right - left, bottom - top) <= longest:
+        return
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-    if steps > _MAX_OUTLINE_SIDES * (height + width):
+    if steps > longest:
         raise _UnusableError(
             "mask_malformed", f"an outline of {steps:.0f} pixels in an image of {width}×{height}"
         )
