@@ -6,6 +6,8 @@ name, each with or without the suffix.
 
 from __future__ import annotations
 
+import logging
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,14 +28,19 @@ from depthcache.exchange.writers import WRITERS
 from depthcache.format import segment_format as fmt
 from depthcache.format.quantisation import DEFAULT_BITS, describe_encoding
 from depthcache.format.shard_planning import ShardPlan, plan_segment
-from depthcache.image_decoding import image_key, read_image_size
+from depthcache.image_decoding import ImageFacts, find_image_files, image_key, read_image_facts
 from depthcache.segments.fingerprint import write_fingerprint
 from depthcache.segments.writer import hold_segment, seal_segment, write_shard
 from depthcache.storage.object_store import ObjectStore, open_store
 
+log = logging.getLogger(__name__)
+
 FORMATS = ("hdf5", "png8", "png16", "npy", "npz", "zarr")
 CONVENTIONS = ("relative-inverse", "metric")
 _SHARD_ROWS = 64
+_ASPECT_TOLERANCE = 0.2
+_LARGEST_ROUNDING = 2.0**-17  # of a map's range: half a step of the finest codes
+_STRETCHED = "maps of another aspect than their photo's are stretched onto it"
 
 
 @dataclass(kw_only=True)
@@ -86,6 +93,10 @@ def import_maps(
 ) -> ImportSummary:
     """Store maps that another program made. The same call again resumes a killed one.
 
+    A map covers its whole upright photo, at any resolution; square maps of network inputs are
+    stretched. One that has the shape of a photo as it lies in the file, although EXIF turns it, was
+    made of the unturned photo and is a failure. Another aspect than the photo's is a warning.
+
     The fingerprint says that the maps were imported, from which bytes, and what their maker is
     said to be; it never equals the fingerprint of a model that stage one has run.
 
@@ -116,7 +127,7 @@ def import_maps(
     name = fmt.fingerprint_folder(fingerprint)
     store = open_store(root)
     with opened_source(source, format) as maps:
-        matched, without_map = _match_images(images, maps.shapes)
+        matched, without_map, turned = _match_images(images, maps.shapes)
         if not matched:
             raise CacheMismatchError(
                 f"none of the {len(maps.shapes)} maps in {source} is named after an image in "
@@ -133,6 +144,7 @@ def import_maps(
         summary.num_present = len(known & set(matched))
         write_fingerprint(store, name, fingerprint)
         missing = {key: entry for key, entry in matched.items() if key not in known}
+        maps.shapes.update(turned)
         _store_maps(store, name, missing, maps, convention, bits, summary)
     return summary
 
@@ -181,8 +193,8 @@ def export_cache(
 
 def _match_images(
     images: Path, shapes: Mapping[str, tuple[int, int] | str]
-) -> tuple[dict[str, str], list[str]]:
-    """Image key → name of its map, and the image files that have none.
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Image key → name of its map, image files that have none, and maps of unturned photos.
 
     Raises:
         CacheMismatchError: two different images claim one map.
@@ -190,11 +202,16 @@ def _match_images(
     matched: dict[str, str] = {}
     claims: dict[str, tuple[str, Path]] = {}
     without_map: list[str] = []
-    for path in sorted(p for p in images.rglob("*") if p.is_file()):
-        data = path.read_bytes()
+    turned: dict[str, str] = {}
+    stretched: list[str] = []
+    found = find_image_files(images)
+    unreadable: list[Path] = []
+    for path in found.images:
         try:
-            read_image_size(data)
-        except ImageDecodeError:
+            data = path.read_bytes()
+            facts = read_image_facts(data)
+        except (ImageDecodeError, OSError):
+            unreadable.append(path)
             continue
         key = image_key(data)
         relative = path.relative_to(images)
@@ -210,7 +227,35 @@ def _match_images(
                 "name maps after the path below the image folder"
             )
         matched.setdefault(key, entry)
-    return matched, without_map
+        shape = shapes[entry]
+        if not isinstance(shape, str):
+            if reason := _describe_turned(shape, facts):
+                turned[entry] = reason
+            elif shape[0] != shape[1] and _aspect_error(shape, facts.size) > _ASPECT_TOLERANCE:
+                stretched.append(entry)
+    for paths, what in ((unreadable, "images that cannot be read"), (stretched, _STRETCHED)):
+        if paths:
+            log.warning("%d %s, for example %s", len(paths), what, paths[0])
+    return matched, without_map, turned
+
+
+def _describe_turned(shape: tuple[int, int], facts: ImageFacts) -> str | None:
+    """Why a map is of a photo as it lies in the file, not as it stands; None when it need not."""
+    error = _aspect_error(shape, facts.size)
+    if facts.size == facts.stored_size or error <= _ASPECT_TOLERANCE:
+        return None
+    if _aspect_error(shape, facts.stored_size) >= error:
+        return None
+    return (
+        f"a map of {shape[1]}×{shape[0]} has the aspect of the photo as it lies in the file; EXIF "
+        f"orientation {facts.orientation} turns that to {facts.size[1]}×{facts.size[0]}: make the "
+        "map of the upright photo, or turn it"
+    )
+
+
+def _aspect_error(shape: tuple[int, int], size: tuple[int, int]) -> float:
+    """How many times wider or narrower a map is than its photo, as |ln|; network inputs round."""
+    return abs(math.log(shape[1] * size[0] / (shape[0] * size[1])))
 
 
 def _store_maps(
@@ -268,15 +313,30 @@ def _read_shard(
 def to_inverse_depth(values: npt.NDArray[Any], convention: str) -> npt.NDArray[np.float32]:
     """Relative inverse depth, larger = nearer, of values in a convention of CONVENTIONS.
 
+    Values that float32 cannot tell apart (a large offset) are stored less their minimum: relative
+    inverse depth has no zero.
+
     Raises:
-        ValueError: metric depth that is not positive, which usually means no measurement.
+        ValueError: values are no numbers, or beyond float32; metric depth that is not positive,
+            which usually means no measurement.
     """
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"values of type {values.dtype} are not depth")
+    inverse = values.astype(np.float64)
     if convention == "metric":
-        num_empty = int((~(values > 0)).sum())
+        num_empty = int((~(inverse > 0)).sum())
         if num_empty:
             raise ValueError(f"{num_empty} cells have no positive depth")
-        return (1.0 / values.astype(np.float64)).astype(np.float32)
-    return values.astype(np.float32)
+        inverse = 1.0 / inverse
+    low, high = float(inverse.min()), float(inverse.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return inverse.astype(np.float32)  # which the writer refuses by name
+    if max(-low, high) > float(np.finfo(np.float32).max):
+        raise ValueError(f"values from {low:g} to {high:g} do not fit float32; scale them")
+    stored = inverse.astype(np.float32)
+    if np.abs(stored - inverse).max() > (high - low) * _LARGEST_ROUNDING:
+        stored = (inverse - low).astype(np.float32)
+    return stored
 
 
 def _known_keys(store: ObjectStore, root: str | Path, name: str) -> set[str]:

@@ -120,13 +120,26 @@ def _load_array(path: Path) -> npt.NDArray[Any]:
 
 
 def _load_picture(path: Path) -> npt.NDArray[Any]:
+    """Grey values of a picture; those of an indexed one come from its palette.
+
+    Raises:
+        ValueError: a colour picture, or one with transparent cells, which have no value.
+    """
     with Image.open(path) as picture:
-        values = np.asarray(picture)
+        if picture.mode not in ("1", "L", "RGB") or "transparency" in picture.info:
+            if picture.mode == "F" or picture.mode.startswith("I"):
+                return np.asarray(picture)
+            rgba = np.asarray(picture.convert("RGBA"))
+            if (rgba[..., 3] < 255).any():
+                raise ValueError("a picture with transparent cells, which have no depth")
+            values = rgba[..., :3]
+        else:
+            values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
     if values.ndim == 3:
-        if (values[..., :3] != values[..., :1]).any():
-            raise ValueError("a colour picture, not a depth map")
+        if (values != values[..., :1]).any():
+            raise ValueError("a colour picture, or one with a colour palette, not a depth map")
         values = values[..., 0]
-    return values.astype(np.uint16) if values.dtype == np.int32 else values
+    return values
 
 
 def _map_shape(shape: tuple[int, ...]) -> tuple[int, int] | str:

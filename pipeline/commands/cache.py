@@ -232,6 +232,8 @@ def import_depth(
             )
         )
     write_result("cache import", summary, "\n".join(_render_fields(summary)), as_json=as_json)
+    if summary["num_failed"]:
+        raise typer.Exit(ExitCode.FAILED_ITEMS)
 
 
 @app.command("export")

@@ -152,17 +152,14 @@ def read_image_size(path: Path, *, decodes: bool) -> tuple[int, int]:
     Raises:
         ValueError, OSError: the file does not decode.
     """
-    if decodes:
-        from depthcache import decode_image
+    from depthcache.image_decoding import decode_image
+    from depthcache.image_decoding import read_image_size as header_size
 
+    if decodes:
         height, width = decode_image(path.read_bytes()).shape[:2]
         return int(width), int(height)
-    from PIL import Image
-
-    with Image.open(path) as image:
-        width, height = image.size
-        is_turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (height, width) if is_turned else (width, height)
+    height, width = header_size(path)
+    return width, height
 
 
 def _find_duplicate_bytes(records: Sequence[ImageRecord]) -> list[Finding]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from depthcache.image_decoding import IMAGE_SUFFIXES, find_image_files
 from pipeline.errors import UsageError
 from segtrain.data.coco_document import load_coco_document
 from segtrain.data.coco_findings import require_usable
 from segtrain.data.coco_reader import ImageRecord, read_image_entries
 from segtrain.data.image_files import find_image_file
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-)
+logger = logging.getLogger(__name__)
 
 
 def list_folder_images(folder: Path) -> list[Path]:
-    """Image files under a folder, sorted by path.
+    """Image files under a folder, sorted by path. What is left out is logged by its kind.
 
     Args:
-        folder: searched with all its subfolders; a single image file is taken as it is.
+        folder: searched with its subfolders and linked folders; a single file is taken as it is.
 
     Raises:
         UsageError: no such folder, or it holds no image.
@@ -29,16 +30,27 @@ def list_folder_images(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise UsageError(f"image folder {folder} does not exist")
-    images = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
-    if not images:
+    found = find_image_files(folder)
+    if not found.images:
         raise UsageError(
             f"{folder} holds no image; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    return images
+    if found.passed_over:
+        kinds = Counter(_kind_of(path) for path in found.passed_over)
+        logger.info(
+            "%s: %d images; left out: %s; for example %s",
+            folder,
+            len(found.images),
+            ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
+            found.passed_over[0],
+        )
+    return found.images
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_dir():
+        return "folders that are linked twice or cannot be opened"
+    return "macOS companions (._*)" if path.name.startswith("._") else path.suffix or path.name
 
 
 def list_coco_images(annotations: Path, folder: Path) -> list[Path]:

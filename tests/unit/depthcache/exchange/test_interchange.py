@@ -143,6 +143,81 @@ def test_png_without_sidecar_keeps_its_codes_as_values(tmp_path, images):
     _assert_equal(DepthCache.open(tmp_path / "root"), images, codes, CACHE_STEP)
 
 
+@pytest.mark.parametrize("kind", ["P", "LA", "RGBA", "1", "tRNS"])
+def test_pictures_of_any_mode_give_their_grey_and_no_palette_index(tmp_path, images, kind):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    if kind == "P":
+        picture = Image.fromarray(255 - grey, "P")  # its index falls where its brightness rises
+        picture.putpalette([255 - i for i in range(256) for _ in range(3)])
+    elif kind == "1":
+        grey = np.where(grey > 100, 255, 0).astype(np.uint8)
+        picture = Image.fromarray(grey).convert("1")
+    else:
+        picture = Image.fromarray(grey).convert("L" if kind == "tRNS" else kind)
+    picture.save(folder / "0.png", **({"transparency": 255} if kind == "tRNS" else {}))
+    assert _import(folder, tmp_path / "root", images, format="png8").failures == []
+    stored = DepthCache.open(tmp_path / "root").read(_key(images, 0))
+    np.testing.assert_allclose(stored, grey, atol=255 * CACHE_STEP)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("P", "palette"), ("RGBA", "transparent")])
+def test_pictures_whose_cells_are_no_grey_are_refused(tmp_path, images, kind, reason):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8), "P")
+    picture.putpalette([c for i in range(256) for c in (i, 255 - i, 0)])
+    if kind == "RGBA":
+        picture = Image.new("RGBA", (8, 6), (9, 9, 9, 0))
+    picture.save(folder / "0.png")
+    (failure,) = _import(folder, tmp_path / "root", images, format="png8").failures
+    assert reason in failure["reason"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shape", [(12, 16), (16, 12), (7, 7), (24, 33)])
+def test_a_map_of_a_photo_as_it_lies_in_the_file_is_refused(tmp_path, caplog, orientation, shape):
+    images, folder = tmp_path / "images", tmp_path / "maps"
+    images.mkdir()
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (16, 12)).save(images / "phone.jpg", exif=exif)
+    np.save(folder / "phone.npy", np.arange(np.prod(shape)).reshape(shape))
+    summary = _import(folder, tmp_path / "root", images)
+    upright = (16, 12) if orientation >= 5 else (12, 16)
+    fits = shape[0] == shape[1] or (shape[0] > shape[1]) == (upright[0] > upright[1])
+    if not fits and orientation >= 5:
+        assert "orientation" in summary.failures[0]["reason"]
+    else:
+        assert summary.failures == []
+    assert ("another aspect" in caplog.text) == (not fits and orientation < 5)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (1e9, 1.0), (-1e30, 1e20), (5e15, 40.0)])
+def test_differences_survive_whatever_is_added_to_them(offset, scale):
+    values = offset + scale * np.random.default_rng(0).random((6, 8))
+    found = to_inverse_depth(values, "relative-inverse").astype(np.float64)
+    np.testing.assert_allclose(
+        found - found.min(), values - values.min(), atol=np.ptp(values) * 2.0**-17
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.array([[1e300, 2e300]]), "float32"),
+        (np.array([[1j, 2]]), "complex"),
+        (np.array([["near", "far"]]), "not depth"),
+        (np.zeros((1, 2), [("depth", "f4")]), "not depth"),
+    ],
+)
+def test_values_that_are_no_depth_are_refused_in_words(values, reason):
+    with pytest.raises(ValueError, match=reason):
+        to_inverse_depth(values, "relative-inverse")
+
+
 def test_colour_pictures_and_stacks_are_refused_by_name(tmp_path, images):
     pictures, stacks = tmp_path / "pictures", tmp_path / "stacks"
     pictures.mkdir()

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from PIL import Image
 
 from depthcache.errors import CacheMismatchError, DepthCacheError
 from depthcache.format.segment_format import fingerprint_folder
-from depthcache.stage_one.depth_models import load_depth_model
+from depthcache.stage_one.depth_models import MapShapes, load_depth_model
+from depthcache.stage_one.precompute import plan_depth, precompute_depth
 
 _NECK = {"neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
 _DINO = {
@@ -194,3 +196,22 @@ def test_canopy_heights_are_refused(tmp_path):
     tf.CHMv2Config().save_pretrained(tmp_path)
     with pytest.raises(CacheMismatchError, match="chmv2"):
         load_depth_model(tmp_path)
+
+
+def test_a_size_that_the_model_cannot_take_is_that_images_failure(tmp_path):
+    for part in _depth_anything("relative"):
+        part.save_pretrained(tmp_path / "model")
+    shape_of = MapShapes(load_depth_model(tmp_path / "model"))
+    assert isinstance(shape_of((90, 120)), tuple)
+    assert "pad or crop" in shape_of((12, 2600))
+    images = []
+    for name, size in [("a", (120, 90)), ("strip", (2600, 12)), ("tall", (1, 900)), ("b", (9, 9))]:
+        images.append(tmp_path / f"{name}.png")
+        Image.new("RGB", size, "teal").save(images[-1])
+    plan = plan_depth(images, tmp_path / "model", str(tmp_path / "root"))
+    assert (plan.num_to_compute, plan.num_failed) == (2, 2)
+    summary = precompute_depth(images, tmp_path / "model", str(tmp_path / "root"))
+    assert (summary.num_computed, summary.num_failed) == (2, 2)
+    failed = {failure["path"]: failure["reason"] for failure in summary.failures}
+    assert set(failed) == {str(images[1]), str(images[2])}
+    assert "2600×12" in failed[str(images[1])]
