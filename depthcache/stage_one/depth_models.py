@@ -193,8 +193,8 @@ class MapShapes:
             raise
         except (ValueError, RuntimeError, ArithmeticError) as error:
             return (
-                f"the model's preprocessing cannot take an image of {size[1]}×{size[0]} ({error}); "
-                "pad or crop it to a less extreme shape, or leave it out"
+                f"the model cannot take an image of {size[1]}×{size[0]}: pad or crop it to a less "
+                f"extreme shape, or leave it out ({str(error)[:80]})"
             )
 
 

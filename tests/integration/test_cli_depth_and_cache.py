@@ -157,3 +157,17 @@ def test_wrong_roots_are_usage_errors(tmp_path):
     assert invoke(["cache", "verify", str(tmp_path / "absent")]) == 2
     assert invoke(["cache", "info", str(tmp_path)]) == 2
     assert invoke(["depth", "--images", str(tmp_path)]) == 2
+
+
+def test_import_with_failed_maps_ends_with_3_and_names_them(capsys, images, tmp_path):
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for index in range(5):
+        np.save(maps / f"{index}.npy", np.arange(80.0).reshape(8, 10) + index)
+    words = ["--source", maps, "--images", images, "--format", "npy"]
+    assert _run(capsys, "cache", "import", tmp_path / "good", *words)[0] == 0
+    np.save(maps / "3.npy", np.full((8, 10), np.nan))
+    code, document = _run(capsys, "cache", "import", tmp_path / "bad", *words)
+    assert code == 3
+    assert (document["num_imported"], document["num_failed"]) == (4, 1)
+    assert document["failures"][0]["path"] == "3"
