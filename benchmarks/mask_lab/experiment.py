@@ -16,8 +16,9 @@ import torch
 from benchmarks.mask_lab.crops import Views, centred_views, draw_views
 from benchmarks.mask_lab.network import Bank, Decoder, depth_of, fill_bank
 from benchmarks.mask_lab.scenes import Scenes
-from benchmarks.mask_lab.supervision import Supervision, gate_masks, mask_losses
+from benchmarks.mask_lab.supervision import ROWS, Supervision, gate_masks, mask_losses
 from pipeline.synth import APPEARANCES
+from segtrain.mask_grid.bitmasks import draw_extents
 
 TEST_MARGINS = (0.15, 0.4)
 _LARGE_BOX = 96  # pixels of the longer side, of 256: about the median
@@ -94,21 +95,25 @@ def predict(
     decoder: Decoder, banks: Sequence[Bank], scenes: Scenes, row: Supervision
 ) -> list[npt.NDArray[np.bool_]]:
     """Masks inside the boxes, in pixels of the scene: the mean probability of all views >= 1/2."""
-    views_of_object = []
-    for bank in banks:
-        depth = depth_of(bank, scenes.inverse_depth_255(row.source))
-        pasted = []
-        for first in range(0, len(bank.views), 64):
-            part = slice(first, first + 64)
-            with torch.inference_mode():
-                logits, depth_logits = decoder(
-                    bank.features_of(part), depth[part] if row.depth_input else None
-                )
-                depth_logits = depth_logits + (3 if row.gate == "multiply_open" else 0)
-                gated = gate_masks(logits, depth_logits, row.gate)
-            pasted += _paste_into_boxes(gated.sigmoid(), bank.views[part])
-        views_of_object.append(pasted)
+    views_of_object = [
+        _paste_into_boxes(predict_crops(decoder, bank, scenes, row), bank.views) for bank in banks
+    ]
     return [np.mean(views, axis=0) >= 0.5 for views in zip(*views_of_object, strict=True)]
+
+
+def predict_crops(decoder: Decoder, bank: Bank, scenes: Scenes, row: Supervision) -> torch.Tensor:
+    """(I, H, W) probabilities of a bank's crops."""
+    depth = depth_of(bank, scenes.inverse_depth_255(row.source))
+    probabilities = []
+    for first in range(0, len(bank.views), 64):
+        part = slice(first, first + 64)
+        with torch.inference_mode():
+            logits, depth_logits = decoder(
+                bank.features_of(part), depth[part] if row.depth_input else None
+            )
+            depth_logits = depth_logits + (3 if row.gate == "multiply_open" else 0)
+            probabilities.append(gate_masks(logits, depth_logits, row.gate).sigmoid())
+    return torch.cat(probabilities)
 
 
 def measure(scenes: Scenes, masks_in_boxes: list[npt.NDArray[np.bool_]]) -> dict[str, float]:
@@ -154,8 +159,7 @@ class Laboratory:
     ) -> dict[str, object]:
         """Train a row, keep its decoder in `weights`, measure it on the held-out scenes."""
         started = time.process_time()
-        depth = depth_of(self.train_bank, self.train.inverse_depth_255(row.source))
-        decoder, losses = train(self.train_bank, depth, row, schedule, seed)
+        decoder, losses = self._train(row, schedule, seed)
         weights.parent.mkdir(parents=True, exist_ok=True)
         torch.save(decoder.state_dict(), weights)
         masks = predict(decoder, self.test_banks, self.held_out, row)
@@ -165,6 +169,19 @@ class Laboratory:
             "fill": float(np.mean([mask.mean() for mask in masks])),
             "cpu_seconds": time.process_time() - started,
         }
+
+    def _train(
+        self, row: Supervision, schedule: Schedule, seed: int
+    ) -> tuple[Decoder, dict[str, float]]:
+        bank = self.train_bank
+        if row.masks_of:
+            first = ROWS[row.masks_of]
+            labeller, _ = self._train(first, schedule, seed)
+            probabilities = predict_crops(labeller, bank, self.train, first)
+            in_box = draw_extents(bank.extents_I4, probabilities.shape[1:])
+            bank = dataclasses.replace(bank, masks_IHW=(probabilities >= 0.5) & in_box)
+        depth = depth_of(bank, self.train.inverse_depth_255(row.source))
+        return train(bank, depth, row, schedule, seed)
 
 
 BASELINES: dict[str, Callable[[Scenes], list[npt.NDArray[np.bool_]]]] = {

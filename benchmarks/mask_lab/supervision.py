@@ -27,7 +27,8 @@ class Supervision:
 
     Attributes:
         title: in the table.
-        masks: learn from the true masks (a ceiling) instead of from boxes.
+        masks: learn from masks instead of from boxes: the true ones (a ceiling), unless
+        masks_of: … those that the network of another row draws on the training crops.
         colour_in_box: weight of the colour term with the centre pixel in the box.
         colour: weight of the colour term over the whole crop.
         consistency: weight of the depth consistency term.
@@ -43,6 +44,7 @@ class Supervision:
 
     title: str
     masks: bool = False
+    masks_of: str = ""
     colour_in_box: float = 0.0
     colour: float = 0.0
     consistency: float = 0.0
@@ -94,12 +96,26 @@ ROWS = {
     "input_predicted": _row(
         "predicted depth as input, colour twice", colour=2.0, source="predicted", depth_input=True
     ),
-    "cut": _row("sensed depth cuts colour links", consistency=1.0, colour_cut=True),
-    "cut_both": _row(
-        "sensed depth cuts colour links, and is input",
+    "planar": _row(
+        "… slant-invariant links, which also cut colour links",
         consistency=1.0,
+        links="planar",
+        colour_cut=True,
+    ),
+    "planar_both": _row(
+        "… likewise, and as input",
+        consistency=1.0,
+        links="planar",
         colour_cut=True,
         depth_input=True,
+    ),
+    "second_phase": _row(
+        "**picture only**, from masks of the row above",
+        masks=True,
+        masks_of="planar_both",
+    ),
+    "second_phase_control": _row(
+        "picture only, from masks of the control", masks=True, masks_of="control"
     ),
     "loss_in_box": _row("… as a loss in the box", consistency=1.0, consistency_in_box=True),
     "loss_planar": _row("… as a loss, slant-invariant links", consistency=1.0, links="planar"),
