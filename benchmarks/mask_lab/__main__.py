@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = verbs.add_parser("table", help="print what was measured as markdown")
     links = verbs.add_parser("links", help="print how often each source's links are right")
     picture = verbs.add_parser("picture", help="draw what rows of seed 0 learned")
-    picture.add_argument("--rows", nargs="+", default=["boxinst", "both"], choices=ROWS)
-    picture.add_argument("--titles", nargs="+", default=["BoxInst", "ours"])
+    picture.add_argument("--rows", nargs="+", default=["boxinst", "ours"], choices=ROWS)
+    picture.add_argument("--titles", nargs="+", default=["BoxInst", "with depth"])
     picture.add_argument("--file", type=Path, required=True)
     for verb in (run, table, links, picture):
         verb.add_argument("--split", default="test", choices=["choose", "test"])

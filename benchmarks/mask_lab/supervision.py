@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from benchmarks.mask_lab.crops import STRIDE
 from segtrain.losses.colour import rgb_to_lab
+from segtrain.losses.consistency import DepthLinks
 from segtrain.losses.depth import depth_loss
 from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
 from segtrain.losses.projection import dice_distance, projection_loss
-from segtrain.mask_grid.neighbours import NEIGHBOUR_OFFSETS, neighbour_similarity
+from segtrain.mask_grid.neighbours import neighbour_similarity
 
 COLOUR_THRESHOLD = 0.3
 DEPTH_THRESHOLD = 0.5
@@ -79,71 +80,70 @@ def _row(title: str, **settings: object) -> Supervision:
     return Supervision(**{"title": title, "colour": 1.0, **settings})  # type: ignore[arg-type]
 
 
+# What won on the scenes for choosing: slant-invariant links at four times the weight of colour,
+# and colour links dropped where depth is not planar.
+_CHOSEN = {"consistency": 4.0, "links": "planar", "colour_cut": True}
+
 ROWS = {
     "boxinst": Supervision(title="BoxInst: colour, centre in the box", colour_in_box=1.0),
     "colour": _row("colour over the whole crop"),
     "control": _row("**control**: colour over the whole crop, twice", colour=2.0),
-    "loss": _row("sensed depth as a loss, whole crop", consistency=1.0),
-    "both": _row("sensed depth as loss and input", consistency=1.0, depth_input=True),
-    "input": _row("sensed depth as input, colour twice", colour=2.0, depth_input=True),
+    "control_5": _row("control of equal weight: colour five times", colour=5.0),
     "masks": _row("ceiling: true masks", masks=True),
-    "loss_predicted": _row(
-        "predicted depth as a loss, whole crop", consistency=1.0, source="predicted"
+    "masks_input": _row("ceiling: true masks, sensed depth as input", masks=True, depth_input=True),
+    "loss": _row("sensed depth as a loss, the paper's links", consistency=1.0),
+    "loss_in_box": _row("… in the box only", consistency=1.0, consistency_in_box=True),
+    "loss_delayed": _row("… from half the run", consistency=1.0, consistency_start=0.5),
+    "loss_planar": _row("… slant-invariant links", consistency=1.0, links="planar"),
+    "loss_chosen": _row("… at weight 4, which also cut colour links", **_CHOSEN),
+    "input": _row("sensed depth as input, colour twice", colour=2.0, depth_input=True),
+    "both": _row(
+        "sensed depth as loss (the paper's links) and input", consistency=1.0, depth_input=True
     ),
-    "both_predicted": _row(
-        "predicted depth as loss and input", consistency=1.0, source="predicted", depth_input=True
-    ),
-    "input_predicted": _row(
-        "predicted depth as input, colour twice", colour=2.0, source="predicted", depth_input=True
-    ),
-    "planar": _row(
-        "… slant-invariant links, which also cut colour links",
-        consistency=1.0,
-        links="planar",
-        colour_cut=True,
-    ),
-    "planar_both": _row(
-        "… likewise, and as input",
-        consistency=1.0,
-        links="planar",
-        colour_cut=True,
-        depth_input=True,
-    ),
+    "ours": _row("**sensed depth as loss and input**", depth_input=True, **_CHOSEN),
     "second_phase": _row(
-        "**picture only**, from masks of the row above",
-        masks=True,
-        masks_of="planar_both",
+        "**picture only**, from the masks of that row", masks=True, masks_of="ours"
     ),
     "second_phase_control": _row(
-        "picture only, from masks of the control", masks=True, masks_of="control"
+        "picture only, from the masks of the control", masks=True, masks_of="control"
     ),
-    "loss_in_box": _row("… as a loss in the box", consistency=1.0, consistency_in_box=True),
-    "loss_planar": _row("… as a loss, slant-invariant links", consistency=1.0, links="planar"),
-    "loss_delayed": _row("… as a loss from half the run", consistency=1.0, consistency_start=0.5),
+    "predicted": _row(
+        "predicted depth as loss and input", depth_input=True, source="predicted", **_CHOSEN
+    ),
+    "predicted_loss": _row("predicted depth as a loss", source="predicted", **_CHOSEN),
+    "predicted_input": _row(
+        "predicted depth as input, colour twice", colour=2.0, source="predicted", depth_input=True
+    ),
+    "other_scene": _row(
+        "depth of **another scene** as loss and input",
+        depth_input=True,
+        source="other_scene",
+        **_CHOSEN,
+    ),
+    "noise_2": _row(
+        "sensed depth with noise of 2 of 255 levels", depth_input=True, source="noise_2", **_CHOSEN
+    ),
+    "noise_4": _row("… of 4 levels", depth_input=True, source="noise_4", **_CHOSEN),
+    "noise_8": _row("… of 8 levels", depth_input=True, source="noise_8", **_CHOSEN),
+    "inverted": _row(
+        "sensed depth with farther as larger", depth_input=True, source="inverted", **_CHOSEN
+    ),
     "paper": Supervision(
-        title="the paper's: colour in the box, depth layer and consistency, sensed",
+        title="the paper's terms: colour in the box, depth layer, consistency; sensed",
         colour_in_box=1.0,
         consistency=1.0,
         gate="multiply",
     ),
-    "masks_input": _row("ceiling: true masks, sensed depth as input", masks=True, depth_input=True),
-    "both_other": _row(
-        "the depth of **another scene** as loss and input",
+    "gate_open": Supervision(
+        title="… the depth layer opened by a bias of 3",
+        colour_in_box=1.0,
         consistency=1.0,
-        depth_input=True,
-        source="other_scene",
+        gate="multiply_open",
     ),
-    "both_noise_2": _row(
-        "… with noise of 2 of 255 levels", consistency=1.0, depth_input=True, source="noise_2"
+    "gate_add": Supervision(
+        title="… the depth layer adds", colour_in_box=1.0, consistency=1.0, gate="add"
     ),
-    "both_noise_4": _row("… of 4 levels", consistency=1.0, depth_input=True, source="noise_4"),
-    "both_noise_8": _row("… of 8 levels", consistency=1.0, depth_input=True, source="noise_8"),
-    "both_inverted": _row(
-        "… with farther as larger", consistency=1.0, depth_input=True, source="inverted"
-    ),
-    "gate": _row("… as a loss, and the depth layer multiplies", consistency=1.0, gate="multiply"),
-    "gate_open": _row("… likewise, opened by a bias of 3", consistency=1.0, gate="multiply_open"),
-    "gate_add": _row("… and the depth layer adds", consistency=1.0, gate="add"),
+    "gate_off": Supervision(title="… without the depth layer", colour_in_box=1.0, consistency=1.0),
 }
 
 
@@ -236,42 +236,11 @@ def depth_links(inverse_depth_255_ISS: torch.Tensor, kind: str) -> torch.Tensor:
     Raises:
         ValueError: an unknown kind.
     """
-    depth = _on_mask_grid(inverse_depth_255_ISS[:, None])
-    inside = torch.ones_like(depth[:, 0])
-    if kind == "equal":
-        return edges_from_similarity(neighbour_similarity(depth, inside), DEPTH_THRESHOLD)
-    if kind == "planar":
-        return edges_from_similarity(_planar_similarity(depth[:, 0]), DEPTH_THRESHOLD)
-    raise ValueError(f"links is {kind!r}; expected equal or planar")
-
-
-def _planar_similarity(depth_IHW: torch.Tensor) -> torch.Tensor:
-    """exp(−e / 2), e how far a neighbour lies off the line through the pixel and the one before.
-
-    Inverse depth of a plane is affine in the image, so e = |d_{p−o} − 2 d_p + d_{p+o}| is 0 on it.
-    The smaller of the two ends' errors counts: the pixel before may lie across a border. At the
-    map's border the line is taken to be flat.
-    """
-    reach = max(abs(step) for offset in NEIGHBOUR_OFFSETS for step in offset)
-    height, width = depth_IHW.shape[1:]
-    padded = F.pad(depth_IHW[:, None], (2 * reach,) * 4, mode="replicate")[:, 0]
-
-    def moved(dy: int, dx: int) -> torch.Tensor:
-        y, x = 2 * reach + dy, 2 * reach + dx
-        return padded[:, y : y + height, x : x + width]
-
-    similarity = depth_IHW.new_zeros(len(depth_IHW), 8, height, width)
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-    for direction, (dy, dx) in enumerate(NEIGHBOUR_OFFSETS):
-        here, there = moved(0, 0), moved(dy, dx)
-        error = torch.minimum(
-            (moved(-dy, -dx) - 2 * here + there).abs(),
-            (here - 2 * there + moved(2 * dy, 2 * dx)).abs(),
-        )
-        inside = (rows + dy >= 0) & (rows + dy < height) & (columns + dx >= 0)
-        inside = inside & (columns + dx < width)
-        similarity[:, direction] = torch.exp(-0.5 * error) * inside
-    return similarity
+    if kind not in ("equal", "planar"):
+        raise ValueError(f"links is {kind!r}; expected equal or planar")
+    depth = _on_mask_grid(inverse_depth_255_ISS[:, None])[:, 0]
+    links = DepthLinks(threshold=DEPTH_THRESHOLD, slant_invariant=kind == "planar")
+    return links.edges(depth, torch.ones_like(depth))
 
 
 def _on_mask_grid(maps_ICSS: torch.Tensor) -> torch.Tensor:

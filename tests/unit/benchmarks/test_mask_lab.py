@@ -177,13 +177,14 @@ def test_the_truth_has_iou_one_and_the_filled_box_its_fill(scenes: Scenes) -> No
 
 def test_a_run_repeats_itself_and_its_network_is_drawn(scenes: Scenes, tmp_path: Path) -> None:
     laboratory = Laboratory(scenes, scenes, num_views=1)
-    weights = [tmp_path / f"{name}.pt" for name in ("one", "again", "other")]
+    rows = ("both", "both", "masks", "second_phase_control")
+    weights = [tmp_path / f"{number}.pt" for number in range(len(rows))]
     results = [
-        laboratory.run(ROWS[row], TINY, 0, file)
-        for row, file in zip(("both", "both", "masks"), weights, strict=True)
+        laboratory.run(ROWS[row], TINY, 0, file) for row, file in zip(rows, weights, strict=True)
     ]
     assert results[0]["iou"] == results[1]["iou"]
     assert results[0]["iou"] != results[2]["iou"]
+    assert results[2]["losses"] != results[3]["losses"]  # the true masks, and a network's
     drawn = draw_gain(
         scenes,
         {"both": weights[0], "masks": weights[2]},
