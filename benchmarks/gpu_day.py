@@ -321,7 +321,8 @@ def determinism(day: Day) -> None:
 
 def loss_scaling(day: Day) -> None:
     """Train in fp16 from a loss scale that overflows: steps are skipped, then taken."""
-    from segtrain.run.trainer import Trainer, read_experiment
+    from segtrain.run.experiment import read_experiment
+    from segtrain.run.trainer import Trainer
 
     if day.device.type != "cuda":
         day.add("loss scaling", "fp16 needs a GPU")

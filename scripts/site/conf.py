@@ -1,5 +1,6 @@
 """Sphinx configuration of the documentation site; `make docs` stages the pages and builds them."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -43,3 +44,12 @@ autodoc_default_options = {"members": True}
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
+
+
+def setup(app):
+    """Sphinx's entry point: docstrings are not reST, where a bar would begin a substitution."""
+    app.connect("autodoc-process-docstring", _escape_bars)
+
+
+def _escape_bars(_app, _what, _name, _object, _options, lines):
+    lines[:] = [re.sub(r"\|(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\|", line) for line in lines]

@@ -54,6 +54,7 @@ def material(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     shutil.copytree(scenes / "images", folder / "photos")
     document = json.loads((scenes / "annotations.json").read_text())
+    _write_yolo_and_voc(folder, document)
     (folder / "truth.json").write_text(json.dumps(document))
     _write_annotations(folder / "boxes.json", document, lambda number: False)
     _write_annotations(folder / "some-masks.json", document, lambda number: number % 2 == 0)
@@ -74,12 +75,15 @@ def folder(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.fixture
-def run_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def run_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Run the blocks of a page in the working folder."""
     background: list[subprocess.Popen[bytes]] = []
 
-    def run(name: str) -> None:
+    def run(name: str, changes: dict[str, str] | None = None) -> None:
         text = (RECIPES / f"{name}.md").read_text()
+        for written, small in (changes or {}).items():
+            assert written in text
+            text = text.replace(written, small)
         for port in PORTS:
             text = re.sub(rf"\b{port}\b", str(_free_port()), text)
         variables: dict[str, Any] = {}
@@ -97,14 +101,14 @@ def run_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         process.wait(timeout=60)
 
 
-def test_depth_only(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_depth_only(run_recipe: Callable[..., None], folder: Path) -> None:
     run_recipe("depth-only")
     assert len(list(DepthCache.open("depth").keys())) == NUM_PHOTOS
     assert len(list(Path("depth-png").glob("*.png"))) == NUM_PHOTOS
     assert np.isfinite(np.load("first.npy")).all()
 
 
-def test_sensed_depth(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_sensed_depth(run_recipe: Callable[..., None], folder: Path) -> None:
     Path("sensor").mkdir()
     true_metres = {}
     for path in sorted((folder / "scenes" / "depth").glob("*.npy")):
@@ -130,13 +134,13 @@ def test_sensed_depth(run_recipe: Callable[[str], None], folder: Path) -> None:
     assert 1 / 9 <= lidar.min() < lidar.max() <= 1
 
 
-def test_another_depth_model(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_another_depth_model(run_recipe: Callable[..., None], folder: Path) -> None:
     run_recipe("another-depth-model")
     assert sorted(cache["num_maps"] for cache in list_caches("depth")) == [NUM_PHOTOS] * 2
 
 
 def test_bucket(
-    run_recipe: Callable[[str], None], bucket: Any, capsys: pytest.CaptureFixture[str]
+    run_recipe: Callable[..., None], bucket: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bucket.client.create_bucket(Bucket="team-depth")
     run_recipe("bucket")
@@ -145,18 +149,18 @@ def test_bucket(
     assert any(item["Key"].endswith("sealed.json") for item in objects)
 
 
-def test_shared_service(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_shared_service(run_recipe: Callable[..., None], folder: Path) -> None:
     run_recipe("shared-service")
     for root in ("shared-depth", "depth"):
         assert len(list(DepthCache.open(root).keys())) == NUM_PHOTOS
 
 
-def test_cluster(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_cluster(run_recipe: Callable[..., None], folder: Path) -> None:
     run_recipe("cluster")
     assert len(list(DepthCache.open("depth").keys())) == NUM_PHOTOS
 
 
-def test_train_a_detector(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_train_a_detector(run_recipe: Callable[..., None], folder: Path) -> None:
     run_recipe("train-a-detector")
     boxes = json.loads(Path("boxes.json").read_text())["annotations"]
     masks = json.loads(Path("masks.json").read_text())["annotations"]
@@ -165,21 +169,35 @@ def test_train_a_detector(run_recipe: Callable[[str], None], folder: Path) -> No
     assert isinstance(json.loads(Path("detections.json").read_text()), list)
 
 
-def test_mixed_supervision(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_own_boxes(run_recipe: Callable[..., None], folder: Path) -> None:
+    # Minutes are a user's; one iteration tells as much about the page.
+    run_recipe("own-boxes", {"--minutes 10": "--minutes 0"})
+    boxes = json.loads(Path("boxes.json").read_text())["annotations"]
+    for name in ("masks", "masks-yolo", "masks-voc", "masks-depth"):
+        masks = json.loads(Path(f"{name}.json").read_text())["annotations"]
+        assert len(masks) == len(boxes), name
+        assert all("segmentation" in item for item in masks), name
+    assert len(json.loads(Path("from-voc.json").read_text())["annotations"]) == len(boxes)
+    assert Path("runs/masks/review.html").is_file()
+    assert len(list(Path("masks-png").rglob("*.png"))) >= NUM_PHOTOS
+    assert len(list(Path("masks-yolo-seg").rglob("*.txt"))) >= NUM_PHOTOS
+
+
+def test_mixed_supervision(run_recipe: Callable[..., None], folder: Path) -> None:
     assert invoke(shlex.split("cache import depth/ --images photos/ --format npy --convention"
                               " metric --source scenes/depth")) == 0  # fmt: skip
     run_recipe("mixed-supervision")
     assert Path("runs/mixed/model_final.pth").is_file()
 
 
-def test_several_processes(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_several_processes(run_recipe: Callable[..., None], folder: Path) -> None:
     assert invoke(shlex.split("cache import depth/ --images photos/ --format npy --convention"
                               " metric --source scenes/depth")) == 0  # fmt: skip
     run_recipe("several-processes")
     assert Path("runs/mine/model_final.pth").is_file()
 
 
-def test_published_checkpoint(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_published_checkpoint(run_recipe: Callable[..., None], folder: Path) -> None:
     import torch
     from detectron2.config import instantiate
 
@@ -192,7 +210,7 @@ def test_published_checkpoint(run_recipe: Callable[[str], None], folder: Path) -
     assert isinstance(json.loads(Path("detections.json").read_text()), list)
 
 
-def test_cityscapes(run_recipe: Callable[[str], None], folder: Path) -> None:
+def test_cityscapes(run_recipe: Callable[..., None], folder: Path) -> None:
     root = Path("data/cityscapes")
     for split in ("train", "val"):
         for number, photo in enumerate(sorted(Path("photos").iterdir())[:2]):
@@ -293,6 +311,33 @@ def _write_annotations(
         for number, item in enumerate(document["annotations"])
     ]
     path.write_text(json.dumps(document | {"annotations": annotations}))
+
+
+def _write_yolo_and_voc(folder: Path, document: dict[str, Any]) -> None:
+    """The same boxes as these tools write them."""
+    names = {item["id"]: item["name"] for item in document["categories"]}
+    numbers = {identity: number for number, identity in enumerate(names)}
+    (folder / "yolo").mkdir()
+    (folder / "voc").mkdir()
+    (folder / "yolo" / "classes.txt").write_text("\n".join(names.values()) + "\n")
+    for image in document["images"]:
+        own = [item for item in document["annotations"] if item["image_id"] == image["id"]]
+        width, height = image["width"], image["height"]
+        lines, objects = [], []
+        for item in own:
+            x, y, w, h = item["bbox"]
+            shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+            lines.append(" ".join(map(str, (numbers[item["category_id"]], *shares))))
+            objects.append(
+                f"<object><name>{names[item['category_id']]}</name><bndbox><xmin>{x + 1}</xmin>"
+                f"<ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
+            )
+        stem = Path(image["file_name"]).stem
+        (folder / "yolo" / f"{stem}.txt").write_text("\n".join(lines))
+        (folder / "voc" / f"{stem}.xml").write_text(
+            f"<annotation><filename>{image['file_name']}</filename><size><width>{width}</width>"
+            f"<height>{height}</height><depth>3</depth></size>{''.join(objects)}</annotation>"
+        )
 
 
 def _write_depth_anything(folder: Path) -> None:
