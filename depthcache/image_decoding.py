@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, SAMPLEFORMAT
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+)
 
 from depthcache.errors import ImageDecodeError
 
@@ -79,12 +85,14 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     image = _open(io.BytesIO(data))
     facts = _read_facts(image)
     try:
-        is_wide = _check_integers(image)
+        wide_bits = _count_wide_bits(image)
+        white_is_zero = _tags(image).get(PHOTOMETRIC_INTERPRETATION) == 0
         image.load()
         upright = ImageOps.exif_transpose(image)
-        if is_wide or upright.mode == "F":
+        if wide_bits or upright.mode == "F":
             values = np.asarray(upright)
-            grey = _scale_floats(values) if upright.mode == "F" else (values >> 8).astype(np.uint8)
+            grey = (values >> (wide_bits - 8)).astype(np.uint8) if wide_bits else _scale(values)
+            grey = 255 - grey if white_is_zero else grey  # of 8 bits and fewer Pillow sees to that
             pixels = np.repeat(grey[:, :, None], 3, axis=2)
         else:
             pixels = np.array(upright.convert("RGB"), dtype=np.uint8)
@@ -203,8 +211,7 @@ def _read_facts(image: Image.Image) -> ImageFacts:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         width, height = image.size
         if image.format == "TIFF":  # whose `size` is upright in some releases of Pillow only
-            tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            width, height = tags[IMAGEWIDTH], tags[IMAGELENGTH]
+            width, height = _tags(image)[IMAGEWIDTH], _tags(image)[IMAGELENGTH]
         if orientation not in range(1, 9):
             orientation = 1  # as exif_transpose takes it
         return ImageFacts(stored_size=(int(height), int(width)), orientation=int(orientation))
@@ -212,25 +219,28 @@ def _read_facts(image: Image.Image) -> ImageFacts:
         raise ImageDecodeError(f"image has unreadable EXIF data: {error}") from error
 
 
-def _check_integers(image: Image.Image) -> bool:
-    """Whether the pixels are unsigned integers of 16 bits, of which the upper 8 count.
+def _tags(image: Image.Image) -> Any:
+    return getattr(image, "tag_v2", {})
+
+
+def _count_wide_bits(image: Image.Image) -> int:
+    """Bits of an unsigned integer pixel of more than 8, of which the upper 8 count; else 0.
 
     Raises:
-        ImageDecodeError: wider or signed ones, for which no rule says what is white.
+        ImageDecodeError: more than 16 or signed ones, for which no rule says what is white.
     """
     if image.mode != "I" and not image.mode.startswith("I;"):
-        return False
-    tags: Any = getattr(image, "tag_v2", {})
-    bits = int(tags.get(BITSPERSAMPLE, (16,))[0])
-    if bits != 16 or tags.get(SAMPLEFORMAT, (_UNSIGNED,))[0] != _UNSIGNED:
+        return 0
+    bits = int(_tags(image).get(BITSPERSAMPLE, (16,))[0])
+    if bits > 16 or _tags(image).get(SAMPLEFORMAT, (_UNSIGNED,))[0] != _UNSIGNED:
         raise ImageDecodeError(
             f"image of {bits}-bit integers, or of signed ones: nobody knows which of them is "
             "white; convert it to 8 or unsigned 16 bits"
         )
-    return True
+    return bits
 
 
-def _scale_floats(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _scale(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     low, high = (float(v) for v in (values.min(), values.max()))  # NaN anywhere makes both NaN
     if not (_FLOAT_RANGE[0] <= low <= high <= _FLOAT_RANGE[1]):
         raise ImageDecodeError(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from depthcache.errors import CacheMismatchError
 
 SIDECAR = "depthcache.json"
 _SUFFIXES = {"png8": ".png", "png16": ".png", "npy": ".npy", "npz": ".npz"}
+_UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -39,50 +42,58 @@ def opened_source(source: Path, source_format: str) -> Iterator[MapSource]:
     """Maps in a file or folder of a format; the file is open inside the block.
 
     Raises:
-        CacheMismatchError: the format is one of folders, and the source is none.
+        CacheMismatchError: the source is not of that format.
     """
+    with ExitStack() as held:
+        try:
+            maps = _open(source, source_format, held)
+        except _UNREADABLE as error:
+            raise CacheMismatchError(
+                f"{source} cannot be read as {source_format}: {error}; name its format, or the "
+                "folder of the maps"
+            ) from error
+        yield maps
+
+
+def _open(source: Path, source_format: str, held: ExitStack) -> MapSource:
     if source_format == "hdf5":
         import h5py
 
-        with h5py.File(source, "r") as file:
-            shapes: dict[str, tuple[int, int] | str] = {}
+        file = held.enter_context(h5py.File(source, "r"))
+        shapes: dict[str, tuple[int, int] | str] = {}
 
-            def visit(name: str, node: Any) -> None:
-                if isinstance(node, h5py.Dataset):
-                    shapes[name] = _map_shape(node.shape)
+        def visit(name: str, node: Any) -> None:
+            if isinstance(node, h5py.Dataset):
+                shapes[name] = _map_shape(node.shape)
 
-            file.visititems(visit)
-            yield MapSource(shapes=shapes, read=lambda name: np.asarray(file[name]))
-    elif source_format == "zarr":
+        file.visititems(visit)
+        return MapSource(shapes=shapes, read=lambda name: np.asarray(file[name]))
+    if source_format == "zarr":
         import zarr
 
         group: Any = zarr.open_group(source, mode="r")
-        yield MapSource(
-            shapes={
-                name: _map_shape(node.shape)
-                for name, node in group.members(max_depth=None)
-                if isinstance(node, zarr.Array)
-            },
+        members = group.members(max_depth=None)
+        return MapSource(
+            shapes={n: _map_shape(node.shape) for n, node in members if hasattr(node, "shape")},
             read=lambda name: np.asarray(group[name][...]),
         )
-    elif source.is_file() and source_format == "npz":
-        with np.load(source) as arrays:
-            yield MapSource(
-                shapes={name: _map_shape(arrays[name].shape) for name in arrays.files},
-                read=lambda name: np.asarray(arrays[name]),
-            )
-    else:
-        yield _open_folder(source, source_format)
+    if source.is_file() and source_format == "npz":
+        arrays = held.enter_context(np.load(source))
+        return MapSource(
+            shapes={name: _map_shape(arrays[name].shape) for name in arrays.files},
+            read=lambda name: np.asarray(arrays[name]),
+        )
+    return _open_folder(source, source_format)
 
 
 def _open_folder(source: Path, source_format: str) -> MapSource:
     if not source.is_dir():
-        raise CacheMismatchError(f"{source} is no folder of {source_format} files")
+        raise NotADirectoryError("it is no folder")
     suffix = _SUFFIXES[source_format]
     files = {
         path.relative_to(source).as_posix().removesuffix(path.suffix): path
         for path in sorted(source.rglob("*"))
-        if path.is_file() and path.suffix.lower() == suffix
+        if path.is_file() and path.suffix.lower() == suffix and path.name[:2] != "._"
     }
     sidecar = source / SIDECAR
     ranges = json.loads(sidecar.read_text())["ranges"] if sidecar.is_file() else {}

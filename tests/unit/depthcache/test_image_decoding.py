@@ -91,6 +91,19 @@ def test_sixteen_bits_keep_their_upper_eight_whatever_they_hold(values):
         assert np.array_equal(decode_image(data), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_white_is_zero_where_a_tiff_says_so(dtype):
+    top = 1 if dtype is np.float32 else np.iinfo(dtype).max
+    values = np.array([[0, top // 4 if top > 1 else 0.25, top]], dtype)
+    as_written = io.BytesIO()
+    Image.fromarray(values).save(as_written, "TIFF")
+    data = bytearray(as_written.getvalue())
+    entry = data.index(struct.pack("<HHI", 262, 3, 1))  # PhotometricInterpretation, one short
+    data[entry + 8 : entry + 10] = struct.pack("<H", 0)
+    plain = decode_image(as_written.getvalue())
+    assert np.array_equal(decode_image(bytes(data)), 255 - plain)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int16])
 def test_integers_of_which_nobody_knows_the_white_are_refused(dtype):
     if dtype is np.int32:

@@ -307,3 +307,14 @@ def test_inverse_of_metric_depth_is_exact():
     metres = np.array([[0.5, 4.0]], dtype=np.float32)
     np.testing.assert_array_equal(to_inverse_depth(metres, "metric"), [[2.0, 0.25]])
     np.testing.assert_array_equal(to_inverse_depth(metres, "relative-inverse"), metres)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_source_of_another_format_is_named_with_the_remedy(tmp_path, images, kind):
+    (tmp_path / "notes").write_text("no maps")
+    with pytest.raises(CacheMismatchError, match=rf"notes cannot be read as {kind}: .*format"):
+        _import(tmp_path / "notes", tmp_path / "root", images, format=kind)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps/depthcache.json").write_text("[]")
+    with pytest.raises(CacheMismatchError, match="maps"):
+        _import(tmp_path / "maps", tmp_path / "root", images, format=kind)

@@ -8,11 +8,16 @@ import hashlib
 import httpx
 import pytest
 
+from depthcache.errors import CacheCorruptError, CacheNotFoundError, CacheUnreachableError
 from depthcache.storage.http_retries import (
     LONGEST_WAIT_SECONDS,
+    PassingError,
+    check_digest,
+    check_status,
     has_its_digest,
     is_passing,
     retry_waits,
+    try_several_times,
     wait_asked_for,
 )
 
@@ -46,3 +51,53 @@ def test_a_whole_answer_is_compared_with_its_digest():
     assert not has_its_digest(httpx.Response(200, headers=headers, content=b"depti"))
     assert has_its_digest(httpx.Response(206, headers=headers, content=b"dep"))  # of the whole
     assert has_its_digest(httpx.Response(200, content=b"depth"))
+
+
+@pytest.mark.parametrize("num_failures", [0, 1, 4, 5])
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (httpx.ConnectError("refused"), CacheUnreachableError),
+        (PassingError("it answers 503", retry_after="0"), CacheUnreachableError),
+        (PassingError("other bytes", is_damage=True), CacheCorruptError),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_then_named(monkeypatch, num_failures, failure, kind):
+    monkeypatch.setattr("depthcache.storage.http_retries.FIRST_WAIT_SECONDS", 0.0)
+    calls = []
+
+    def attempt():
+        calls.append(0)
+        if len(calls) <= num_failures:
+            raise failure
+        return "answer"
+
+    if num_failures < 5:
+        assert try_several_times(attempt, "http://x", 5) == "answer"
+        assert len(calls) == num_failures + 1
+        return
+    with pytest.raises(kind, match="http://x failed 5 times in a row"):
+        try_several_times(attempt, "http://x", 5)
+    assert len(calls) == 5
+
+
+def test_what_is_final_is_not_tried_again():
+    calls = []
+
+    def attempt():
+        calls.append(0)
+        raise CacheNotFoundError("gone")
+
+    with pytest.raises(CacheNotFoundError):
+        try_several_times(attempt, "http://x", 5)
+    assert len(calls) == 1
+
+
+def test_answers_worth_another_try_are_told_from_others():
+    with pytest.raises(PassingError, match="503") as caught:
+        check_status(httpx.Response(503, headers={"Retry-After": "7"}))
+    assert caught.value.retry_after == "7"
+    check_status(httpx.Response(404))
+    with pytest.raises(PassingError) as caught:
+        check_digest(httpx.Response(200, headers={"Repr-Digest": "sha-256=:x:"}, content=b"a"))
+    assert caught.value.is_damage
