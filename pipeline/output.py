@@ -32,6 +32,8 @@ def configure_logging(*, verbose: bool = False) -> None:
         os.environ["PYTHONWARNINGS"] = ",".join(  # for the processes that this one starts
             f"ignore::{name}:torch.jit._script" for name in ("FutureWarning", "DeprecationWarning")
         )
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours are lines there
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

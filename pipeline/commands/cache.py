@@ -19,6 +19,7 @@ from pipeline.errors import ExitCode, UsageError
 from pipeline.output import (
     format_bytes,
     format_table,
+    require_writable,
     stdout_kept_clean,
     to_jsonable,
     write_result,
@@ -175,6 +176,7 @@ def read(
     wanted = _parse_size(size)
     if not image.is_file():
         raise UsageError(f"image {image} does not exist")
+    require_writable(out)
     with stdout_kept_clean():
         cache = DepthCache.open(root, fingerprint=fingerprint, token=token)
         inverse_depth = cache.read(image_key(image.read_bytes()), size=wanted)

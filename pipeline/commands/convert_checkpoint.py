@@ -9,7 +9,7 @@ import typer
 
 from pipeline.commands.options import JsonOption
 from pipeline.errors import UsageError
-from pipeline.output import stdout_kept_clean, write_result
+from pipeline.output import require_writable, stdout_kept_clean, write_result
 
 
 def convert(
@@ -30,10 +30,10 @@ def convert(
         raise UsageError(f"--from knows adelaidet, got {origin!r}")
     if not source.is_file():
         raise UsageError(f"checkpoint {source} does not exist")
+    require_writable(target)
     with stdout_kept_clean():
         from segtrain.exchange.published_checkpoints import convert_adelaidet
 
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         try:
             state = convert_adelaidet(source, partial)

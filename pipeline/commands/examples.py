@@ -8,6 +8,7 @@ EXAMPLES = {
     "demo": "pipeline demo --output demo-output",
     "doctor": "pipeline doctor --offline",
     "configs": "pipeline configs",
+    "masks": "pipeline masks --coco boxes.json --images photos/ --out masks.json",
     "depth": "pipeline depth --images photos/ --model Intel/dpt-large --cache depth-cache",
     "train": "pipeline train configs/coco/full_r50_1x.py --output runs/a --set train.batch_size=8",
     "eval": "pipeline eval configs/coco/full_r50_1x.py --weights runs/full/model_final.pth",

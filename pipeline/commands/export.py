@@ -9,7 +9,7 @@ import typer
 
 from pipeline.commands.options import ConfigArgument, JsonOption, SetOption, WeightsOption
 from pipeline.errors import UsageError
-from pipeline.output import stdout_kept_clean, write_result
+from pipeline.output import require_writable, stdout_kept_clean, write_result
 
 _SIZE_DIVISOR = 32
 _MAX_PHOTOS = 20
@@ -35,6 +35,7 @@ def export(
         raise UsageError(f"--format knows onnx, got {model_format!r}")
     if not weights.is_file():
         raise UsageError(f"checkpoint {weights} does not exist")
+    require_writable(out)
     from pipeline.config import load_experiment
 
     with stdout_kept_clean():
@@ -47,7 +48,6 @@ def export(
             _round_up(model.test.short_side),
             _round_up(model.test.max_size),
         )
-        out.parent.mkdir(parents=True, exist_ok=True)
         photos = _read_photos(model, images, image_size) if images is not None else []
         try:
             difference, num_compared = export_onnx(model.network, out, image_size, photos)

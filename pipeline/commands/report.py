@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import JsonOption
-from pipeline.output import stdout_kept_clean, write_result
+from pipeline.output import require_writable, stdout_kept_clean, write_result
 
 
 def write_run_report(
@@ -25,12 +25,14 @@ def write_run_report(
     from pipeline.report.tables import format_ap_table
     from pipeline.runs.results import describe_coverage, load_result
 
+    out = out or folders[0] / "report.html"
     with stdout_kept_clean():
         loaded = [load_result(folder) for folder in folders]
+        require_writable(out)
         results = [result for result, _ in loaded]
         first = loaded[0][1]
         path = write_report(
-            out or folders[0] / "report.html",
+            out,
             results,
             coverage=describe_coverage(first),
             environment=first.environment,
