@@ -256,7 +256,7 @@ def finish(network: CropNetwork, output: Path) -> None:
     """Calibrate the score, measure on other scenes, write the weights and `metrics.json`."""
     network.eval()
     seen = measure(
-        Labeller(network=network, calibration=UNCALIBRATED), CALIBRATION_SEED, 250, with_depth=False
+        Labeller(network=network, calibration=UNCALIBRATED), CALIBRATION_SEED, 120, with_depth=False
     )
     kept = [(m.signs, iou) for m, iou in zip(seen.masks, seen.ious, strict=True) if m.signs]
     calibration = fit_calibration([signs for signs, _ in kept], [iou for _, iou in kept])
@@ -269,7 +269,7 @@ def finish(network: CropNetwork, output: Path) -> None:
     labeller = Labeller(network=network, calibration=calibration)
     metrics: dict[str, Any] = {}
     for name, with_depth in (("without_depth", False), ("with_true_depth", True)):
-        found = measure(labeller, EVALUATION_SEED, 100, with_depth=with_depth)
+        found = measure(labeller, EVALUATION_SEED, 60, with_depth=with_depth)
         ious, hidden = np.array(found.ious), np.array(found.camouflaged)
         metrics[name] = {
             "objects": len(ious),

@@ -219,6 +219,7 @@ def save_crop_network(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors writes for the owner alone
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

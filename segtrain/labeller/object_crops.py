@@ -62,10 +62,14 @@ def cut_crops(image_CHW: torch.Tensor, windows_N4: torch.Tensor, size: int) -> t
     Returns:
         (N, C, S, S).
     """
-    ratio = float((windows_N4[:, 2:] - windows_N4[:, :2]).max()) / size if len(windows_N4) else 1.0
-    samples = int(np.clip(np.ceil(ratio), 1, _MOST_SAMPLES))
-    rois = F.pad(windows_N4, (1, 0))
-    return roi_align(image_CHW[None], rois, size, 1.0, samples, aligned=True)
+    pixels_per_cell_N = (windows_N4[:, 2:] - windows_N4[:, :2]).amax(1) / size
+    samples_N = pixels_per_cell_N.ceil().clamp(1, _MOST_SAMPLES).long()
+    crops = image_CHW.new_empty(len(windows_N4), len(image_CHW), size, size)
+    for samples in samples_N.unique().tolist():
+        chosen = samples_N == samples
+        rois = F.pad(windows_N4[chosen], (1, 0))
+        crops[chosen] = roi_align(image_CHW[None], rois, size, 1.0, samples, aligned=True)
+    return crops
 
 
 def boxes_in_crops(boxes_N4: torch.Tensor, windows_N4: torch.Tensor, size: int) -> torch.Tensor:
