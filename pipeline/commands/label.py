@@ -32,6 +32,8 @@ def label(
     for path, what in ((weights, "checkpoint"), (coco, "annotation file")):
         if not path.is_file():
             raise UsageError(f"{what} {path} does not exist")
+    if not images.is_dir():
+        raise UsageError(f"image folder {images} does not exist")
     if out.resolve() == coco.resolve():
         raise UsageError(f"--out {out} would overwrite the boxes; choose another file")
     require_writable(out)

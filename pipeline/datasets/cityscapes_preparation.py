@@ -19,6 +19,7 @@ from pipeline.datasets.coco_preparation import PreparedSplit, strip_masks
 from pipeline.errors import UsageError
 from pipeline.runs.manifest import write_atomically
 from segtrain.data.coco_findings import shorten
+from segtrain.data.segmentations import encode_mask
 
 SPLITS = ("train", "val", "test")
 # Label ids of the eight classes with instances, as in the official evaluation.
@@ -103,8 +104,6 @@ def append_image(document: dict[str, Any], file_name: str, polygons: dict[str, A
         file_name: image path inside the split's folder.
         polygons: contents of one gtFine polygon file.
     """
-    from pycocotools import mask as coco_mask
-
     height, width = int(polygons["imgHeight"]), int(polygons["imgWidth"])
     image_id = len(document["images"]) + 1
     document["images"].append(
@@ -120,7 +119,6 @@ def append_image(document: dict[str, Any], file_name: str, polygons: dict[str, A
         mask = owners == index
         if not mask.any():
             continue  # wholly behind later objects
-        encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
         x, y = int(columns[0]), int(rows[0])
         document["annotations"].append(
@@ -131,7 +129,7 @@ def append_image(document: dict[str, Any], file_name: str, polygons: dict[str, A
                 "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
                 "area": int(mask.sum()),
                 "iscrowd": int(is_crowd),
-                "segmentation": {"size": [height, width], "counts": encoded["counts"].decode()},
+                "segmentation": encode_mask(mask),
             }
         )
 
