@@ -212,7 +212,8 @@ def require_consistent_settings(
     if model.needs_depth and not depth.enabled:
         raise TrainingConfigError(
             "depth.enabled=False, but the model's losses read depth; set depth.enabled=True, or "
-            "switch off model.depth_layer, model.consistency and distillation's depth_matching"
+            "switch off model.depth_layer, model.consistency, distillation's depth_matching and "
+            "what reads depth in model.supervision"
         )
     if train.distill_from is not None and model.distillation is None:
         raise TrainingConfigError(

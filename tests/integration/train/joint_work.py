@@ -43,6 +43,7 @@ def train_and_record_statistics(cfg: Any, run_dir: Path) -> None:
         after.append(
             {
                 "own": dict(own),
+                "metrics": metrics,
                 "student": _copy(trainer.model.state_dict()),
                 "teacher": _copy(trainer.teacher.state_dict()),
             }

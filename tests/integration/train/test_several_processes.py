@@ -12,6 +12,7 @@ import torch
 from detectron2.engine import launch
 
 from segtrain.run.checkpoints import list_checkpoints, load_state
+from segtrain.run.metrics_log import read_metrics
 
 TWO_STEPS: dict[str, Any] = {
     "train.max_iter": 2,
@@ -36,7 +37,7 @@ def records_of_two(
     folder = tmp_path_factory.mktemp("two")
     cfg = load_tiny(TWO_STEPS | {"train.teacher_momentum": 0.5})
     _run_by_two(joint_work.train_and_fail, cfg, folder / "sound", folder / "failed")
-    return {"failed_dir": folder / "failed"} | {
+    return {f"{name}_dir": folder / name for name in ("sound", "failed")} | {
         name: [torch.load(joint_work.rank_file(folder / name, rank)) for rank in (0, 1)]
         for name in ("sound", "failed")
     }
@@ -63,6 +64,17 @@ def test_two_processes_share_the_mean_of_their_batch_statistics(
         before, after = one[0]["teacher"][name], one[1]["teacher"][name]
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, 0.5 * (before + one[1]["student"][name]), msg=name)
+
+
+@pytest.mark.slow
+def test_log_has_the_mean_over_processes(records_of_two: dict[str, Any]) -> None:
+    (row,) = read_metrics(records_of_two["sound_dir"] / "metrics.jsonl")
+    parts = [step["metrics"] for steps in records_of_two["sound"] for step in steps]
+    assert len(parts) == 4  # two steps of two processes
+    for name in ("loss_proj", "loss_fcos_cls", "total_loss", "mask_box_fill_ratio"):
+        values = [part[name] for part in parts]
+        assert row[name] == pytest.approx(sum(values) / 4)
+    assert len({part["loss_proj"] for part in parts}) == 4
 
 
 @pytest.mark.slow

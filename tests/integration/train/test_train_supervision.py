@@ -15,6 +15,7 @@ from depthcache.storage.bucket import BucketStore
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
 from segtrain.run import trainer as training
 from segtrain.run.checkpoints import list_checkpoints, load_state, save_atomically
+from segtrain.run.train_settings import TrainSettings
 from segtrain.run.trainer import Trainer, train_model
 
 ONE_STEP: dict[str, Any] = {
@@ -279,6 +280,21 @@ def test_log_tells_the_scaled_learning_rate_and_masks_that_are_boxes(
     assert "learning rate 0.000125 = 0.001 for a batch of 16, scaled to a batch of 2" in caplog.text
     assert summary.last_metrics["mask_box_fill_ratio"] == 1.0
     assert "they are turning into boxes" in caplog.text
+
+
+def test_the_teacher_is_delivered_where_the_config_says_so(
+    tmp_path: Path, load_tiny: Callable[..., Any]
+) -> None:
+    changes = ONE_STEP | {"train.distill_from": 0.0, "train.deliver": "teacher"}
+    trainer = Trainer(load_tiny(changes), tmp_path, resume=False)
+    trainer.train()
+    final = load_state(tmp_path / "model_final.pth")["model"]
+    assert trainer.teacher is not None
+    taught, learnt = trainer.teacher.state_dict(), trainer.model.state_dict()
+    assert all(torch.equal(value, taught[name]) for name, value in final.items())
+    assert not torch.equal(final["controller.weight"], learnt["controller.weight"])
+    with pytest.raises(TrainingConfigError, match=r"train.deliver=teacher.*train.distill_from"):
+        TrainSettings(deliver="teacher")
 
 
 @pytest.mark.slow
