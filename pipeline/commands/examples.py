@@ -16,6 +16,7 @@ EXAMPLES = {
     "--out found.json",
     "label": "pipeline label configs/coco/full_r50_1x.py --weights model.pth --coco boxes.json "
     "--images photos/ --out masks.json",
+    "masks": "pipeline masks --coco boxes.json --images photos/ --out masks.json",
     "run": "pipeline run configs/demo/full.py --output runs/demo",
     "status": "pipeline status runs/",
     "resume": "pipeline resume runs/demo",
@@ -23,6 +24,8 @@ EXAMPLES = {
     "convert-checkpoint": "pipeline convert-checkpoint BoxInst_MS_R_50_1x.pth boxinst.pth",
     "export": "pipeline export configs/coco/full_r50_1x.py --weights model.pth --out model.onnx",
     "data check": "pipeline data check boxes.json --images photos/",
+    "data import": "pipeline data import yolo/ --images photos/ --out boxes.json",
+    "data export": "pipeline data export masks.json --images photos/ --out masks.xml",
     "cache ls": "pipeline cache ls depth-cache",
     "cache info": "pipeline cache info depth-cache",
     "cache coverage": "pipeline cache coverage depth-cache --images photos/",

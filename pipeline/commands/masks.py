@@ -78,11 +78,11 @@ def make_masks(
     if dry_run:
         _write_plan(request, as_json=as_json)
         return
-    from pipeline.masks.masks_run import run_masks
-
     if not _is_folder_format(request.mask_format):
         require_writable(request.out)
     require_writable(request.review)
+    from pipeline.masks.masks_run import run_masks
+
     with stdout_kept_clean():
         summary = run_masks(request, _repeat_command(request))
     lines = summary.counts.lines()
@@ -110,7 +110,7 @@ def _read_request(
         UsageError: names the option and what it takes.
     """
     from pipeline.datasets.mask_formats import MASK_FORMATS, guess_mask_format
-    from pipeline.masks.masks_run import MasksRequest
+    from pipeline.masks.masks_request import MasksRequest
 
     out, depth = given["out"], given["depth"]
     if (given["coco"] is None) == (given["boxes"] is None):

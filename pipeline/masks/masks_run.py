@@ -22,6 +22,7 @@ from pipeline.datasets.mask_formats import write_masks
 from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
 from pipeline.masks.masks_document import MaskCounts, count_masks, write_labels
+from pipeline.masks.masks_request import MasksRequest
 from pipeline.masks.photo_depth import PhotoDepth, open_photo_depth
 from pipeline.masks.review_page import write_review_page
 from pipeline.output import format_seconds, to_jsonable
@@ -50,54 +51,6 @@ from segtrain.labeller import (
 from segtrain.run.resume_rules import describe_file
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MasksRequest:
-    """What is asked for.
-
-    Attributes:
-        coco: COCO JSON with boxes; None when `boxes` is given.
-        boxes: export of an annotation tool.
-        boxes_format: of `boxes`, see `pipeline.datasets.box_formats`.
-        images: folder of the photos.
-        out: file or folder to write.
-        mask_format: see `pipeline.datasets.mask_formats`.
-        run: run folder.
-        review: review page to write.
-        cache: depth cache, read, and filled when a model is given.
-        depth_model: hub id or local folder of a depth model.
-        depth: auto, or one of `photo_depth.DEPTH_MODES`.
-        minutes: budget of the adaptation; 0 labels with the starting weights.
-        start: weights to start from; None is those that ship.
-        min_score: masks with a lower score are left out.
-        polygons: write polygons where the form has both.
-        seed: of the adaptation.
-    """
-
-    coco: Path | None
-    boxes: Path | None = None
-    boxes_format: str = "auto"
-    images: Path
-    out: Path
-    mask_format: str
-    run: Path
-    review: Path
-    cache: str | None = None
-    depth_model: str | None = None
-    depth: str = "auto"
-    minutes: float = 10.0
-    start: Path | None = None
-    min_score: float = 0.0
-    polygons: bool = False
-    seed: int = 0
-
-    @property
-    def depth_mode(self) -> str:
-        """What depth is used for: by itself, both ways where there is some."""
-        if self.depth != "auto":
-            return self.depth
-        return "both" if self.cache or self.depth_model else "off"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

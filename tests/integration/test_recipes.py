@@ -8,6 +8,7 @@ that ends with `&` runs in one of its own.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -60,7 +61,8 @@ def material(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_annotations(folder / "some-masks.json", document, lambda number: number % 2 == 0)
     shutil.copytree(model, folder / "Intel" / "dpt-large")
     _write_depth_anything(folder / "depth-anything" / "Depth-Anything-V2-Small-hf")
-    for name in ("coco/full_r50_1x", "cityscapes/full_r50"):
+    names = ("coco/full_r50_1x", "coco/boxinst_r50_1x", "coco/condinst_r50_1x")
+    for name in (*names, "cityscapes/full_r50"):
         _write_tiny_config(folder / "configs" / f"{name}.py")
     return folder
 
@@ -188,6 +190,26 @@ def test_mixed_supervision(run_recipe: Callable[..., None], folder: Path) -> Non
                               " metric --source scenes/depth")) == 0  # fmt: skip
     run_recipe("mixed-supervision")
     assert Path("runs/mixed/model_final.pth").is_file()
+
+
+def test_second_phase(
+    run_recipe: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.masks import masks_run
+
+    small = functools.partial(
+        masks_run.LabellerSettings,
+        crop_size=64, batch_size=2, warmup_iterations=1, max_iterations=2,
+    )  # fmt: skip
+    monkeypatch.setattr(masks_run, "LabellerSettings", small)
+    run_recipe("second-phase")
+    boxes = json.loads(Path("boxes.json").read_text())["annotations"]
+    masks = json.loads(Path("masks.json").read_text())["annotations"]
+    assert [item["id"] for item in masks] == [item["id"] for item in boxes]
+    assert all("segmentation" in item for item in masks)
+    for name in ("second-phase", "mixed-phase"):
+        assert Path(f"runs/{name}/model_final.pth").is_file()
+    assert len(list(Path("runs/masks").glob("labels-*.jsonl"))) == 1, "labelled once"
 
 
 def test_several_processes(run_recipe: Callable[..., None], folder: Path) -> None:
@@ -366,15 +388,16 @@ def _write_depth_anything(folder: Path) -> None:
 
 
 def _write_tiny_config(path: Path) -> None:
-    """The full method on a tiny backbone, one iteration; data as each recipe names them."""
+    """The method of the name on a tiny backbone, two iterations; data as each recipe names them."""
     cityscapes = "cityscapes" in str(path)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    method = "full" if "full" in path.stem else "boxinst"
     path.write_text(
         f"""
 from detectron2.config import LazyCall, LazyConfig
 from segtrain.modeling.backbones import build_timm_fpn
 
-_full = LazyConfig.load({str(REPOSITORY / "configs/demo/full.py")!r})
+_full = LazyConfig.load({str(REPOSITORY / f"configs/demo/{method}.py")!r})
 data, depth, optimizer = _full.data, _full.depth, _full.optimizer
 schedule, dataloader, train, model = _full.schedule, _full.dataloader, _full.train, _full.model
 model.backbone = LazyCall(build_timm_fpn)(name="test_efficientnet_gn", out_channels=32)
@@ -388,7 +411,7 @@ data.train_images = data.test_images = "data/cityscapes/leftImg8bit/train"
 train.max_iter = 2
 train.batch_size = 2
 train.device = "cpu"
-train.distill_from = 0.5
+train.distill_from = {0.5 if method == "full" else None}
 train.teacher_short_side = 64
 train.tensorboard = False
 dataloader.train.num_workers = 0
@@ -396,4 +419,9 @@ dataloader.train.augmentation.short_sides = [64]
 dataloader.test.short_side = 64
 dataloader.test.max_size = 96
 """
+        + (
+            "data.use_masks = True\nmodel.supervision = 'masks'\n"
+            if "condinst" in str(path)
+            else ""
+        )
     )

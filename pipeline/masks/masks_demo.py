@@ -1,0 +1,168 @@
+"""The labeller on a few generated scenes whose true masks are known, for `pipeline demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.masks.masks_request import MasksRequest
+
+NUM_SCENES = 12
+SCENE_SIDE = 256
+MINUTES = 1.0
+# Scenes of the demo are none that the labeller's starting weights were trained on.
+_SEED_OFFSET = 7_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MasksDemo:
+    """What the labeller made of the scenes.
+
+    Attributes:
+        review: the review page.
+        masks: COCO file.
+        num_boxes: boxes in all.
+        mean_iou: with the true masks.
+        filled_box_iou: of the boxes themselves.
+    """
+
+    review: Path
+    masks: Path
+    num_boxes: int
+    mean_iou: float
+    filled_box_iou: float
+
+    def text(self) -> str:
+        """What a person reads."""
+        return (
+            f"labeller: {self.num_boxes} boxes in {NUM_SCENES} generated scenes, mean IoU with the "
+            f"true masks {self.mean_iou:.3f}, of the filled boxes {self.filled_box_iou:.3f}\n"
+            f"review: {self.review}"
+        )
+
+
+def run_masks_demo(folder: Path, *, seed: int) -> MasksDemo:
+    """Make scenes with boxes and depth, let the labeller adapt and label, compare with the truth.
+
+    The same call again resumes.
+
+    Args:
+        folder: for scenes, depth, run and review page.
+        seed: of scenes and adaptation.
+    """
+    from pipeline.masks.masks_run import run_masks
+
+    scenes = folder / f"scenes-{seed}"
+    truth = write_scenes(scenes, num_scenes=NUM_SCENES, seed=seed)
+    run = folder / f"run-{seed}"
+    summary = run_masks(
+        MasksRequest(
+            coco=scenes / "boxes.json",
+            images=scenes / "images",
+            out=folder / "masks.json",
+            mask_format="coco",
+            run=run,
+            review=folder / "review.html",
+            cache=str(scenes / "depth"),
+            minutes=MINUTES,
+            seed=seed,
+        ),
+        command=[],
+    )
+    document = json.loads(summary.masks.read_text(encoding="utf-8"))
+    ious, filled = compare_with_truth(document, truth)
+    return MasksDemo(
+        review=summary.review,
+        masks=summary.out,
+        num_boxes=len(ious),
+        mean_iou=float(np.mean(ious)),
+        filled_box_iou=float(np.mean(filled)),
+    )
+
+
+def write_scenes(folder: Path, *, num_scenes: int, seed: int) -> dict[int, npt.NDArray[np.bool_]]:
+    """Scenes as a user's data: `images/`, `boxes.json`, and a depth cache of sensed maps.
+
+    Args:
+        folder: left as it is where its boxes exist already.
+        num_scenes: how many.
+        seed: same seed, same scenes.
+
+    Returns:
+        True mask (H, W) by annotation id; no file holds them.
+    """
+    from PIL import Image
+
+    from depthcache.exchange.interchange import import_maps
+    from pipeline.runs.manifest import write_atomically
+    from pipeline.synth.object_paints import draw_pattern_tiles
+    from pipeline.synth.object_scenes import draw_scene, list_objects
+
+    rng = np.random.default_rng(_SEED_OFFSET + seed)
+    tiles = draw_pattern_tiles(rng, 60)
+    is_written = (folder / "boxes.json").is_file()
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "maps").mkdir(exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    truth: dict[int, npt.NDArray[np.bool_]] = {}
+    for number in range(1, num_scenes + 1):
+        scene = draw_scene(rng, tiles, size=SCENE_SIDE)
+        name = f"{number:03d}"
+        if not is_written:
+            Image.fromarray(scene.image).save(folder / "images" / f"{name}.png")
+            np.save(folder / "maps" / f"{name}.npy", scene.inverse_depth)
+        images.append(
+            {"id": number, "file_name": f"{name}.png", "width": SCENE_SIDE, "height": SCENE_SIDE}
+        )
+        for item in list_objects(scene):
+            x1, y1, x2, y2 = item.box
+            identity = len(annotations) + 1
+            truth[identity] = scene.owners == item.index
+            annotations.append(
+                {"id": identity, "image_id": number, "category_id": 1, "iscrowd": 0,
+                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            )  # fmt: skip
+    if not is_written:
+        import_maps(
+            folder / "maps", folder / "depth", images=folder / "images", format="npy",
+            convention="relative-inverse", model="the generator",
+        )  # fmt: skip
+        categories = [{"id": 1, "name": "object"}]
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        write_atomically(folder / "boxes.json", json.dumps(document))
+    return truth
+
+
+def compare_with_truth(
+    document: dict[str, Any], truth: dict[int, npt.NDArray[np.bool_]]
+) -> tuple[list[float], list[float]]:
+    """IoU of each mask, and of its filled box, with the true mask.
+
+    Args:
+        document: labelled COCO document; a box without a mask counts as filled.
+        truth: true mask (H, W) by annotation id.
+    """
+    from segtrain.data.segmentations import decode_segmentation
+
+    ious, filled_ious = [], []
+    for item in document["annotations"]:
+        true_mask = truth[item["id"]]
+        x, y, width, height = (int(value) for value in item["bbox"])
+        filled = np.zeros_like(true_mask)
+        filled[y : y + height, x : x + width] = True
+        filled_ious.append(_iou(filled, true_mask))
+        found = filled
+        if "segmentation" in item:
+            found = decode_segmentation(item["segmentation"], *true_mask.shape).astype(np.bool_)
+        ious.append(_iou(found, true_mask))
+    return ious, filled_ious
+
+
+def _iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
+    return float((first & second).sum() / max(int((first | second).sum()), 1))
