@@ -8,7 +8,6 @@ that ends with `&` runs in one of its own.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -192,17 +191,8 @@ def test_mixed_supervision(run_recipe: Callable[..., None], folder: Path) -> Non
     assert Path("runs/mixed/model_final.pth").is_file()
 
 
-def test_second_phase(
-    run_recipe: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.masks import masks_run
-
-    small = functools.partial(
-        masks_run.LabellerSettings,
-        crop_size=64, batch_size=2, warmup_iterations=1, max_iterations=2,
-    )  # fmt: skip
-    monkeypatch.setattr(masks_run, "LabellerSettings", small)
-    run_recipe("second-phase")
+def test_second_phase(run_recipe: Callable[..., None], folder: Path) -> None:
+    run_recipe("second-phase", {"--minutes 10": "--minutes 0"})
     boxes = json.loads(Path("boxes.json").read_text())["annotations"]
     masks = json.loads(Path("masks.json").read_text())["annotations"]
     assert [item["id"] for item in masks] == [item["id"] for item in boxes]
