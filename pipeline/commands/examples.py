@@ -16,7 +16,6 @@ EXAMPLES = {
     "--out found.json",
     "label": "pipeline label configs/coco/full_r50_1x.py --weights model.pth --coco boxes.json "
     "--images photos/ --out masks.json",
-    "masks": "pipeline masks --coco boxes.json --images photos/ --out masks.json",
     "run": "pipeline run configs/demo/full.py --output runs/demo",
     "status": "pipeline status runs/",
     "resume": "pipeline resume runs/demo",

@@ -26,8 +26,8 @@ class MaskCounts:
         num_filled_boxes: where it found nothing, or everything: the box itself stands there.
         num_without_mask: boxes that cannot be used, and those of photos that failed.
         num_below_score: masks left out by `--min-score`.
-        mean_score: expected IoU of the masks, None without one.
-        share_below_half: of the masks, those with an expected IoU below 0.5.
+        mean_score: of the masks, None without one.
+        share_below_half: of the masks, those with a score below 0.5.
     """
 
     num_photos: int
@@ -45,7 +45,7 @@ class MaskCounts:
         lines = [text]
         if self.mean_score is not None:
             lines[0] += (
-                f"; expected IoU {self.mean_score:.2f} on average, below 0.5 for "
+                f"; score {self.mean_score:.2f} on average, below 0.5 for "
                 f"{self.share_below_half:.0%}"
             )
         if self.num_filled_boxes:
