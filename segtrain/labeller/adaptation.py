@@ -25,6 +25,7 @@ from segtrain.labeller.crop_network import (
     BOX_HINT,
     DEPTH_HINT,
     CropNetwork,
+    default_device,
     load_crop_network,
     save_crop_network,
 )
@@ -52,6 +53,7 @@ def adapt_labeller(
     minutes: float | None = None,
     on_progress: OnProgress | None = None,
     resume: bool = True,
+    device: torch.device | None = None,
 ) -> Path:
     """Learn masks from boxes.
 
@@ -64,6 +66,7 @@ def adapt_labeller(
             once, during the warm-up, and kept in the state.
         on_progress: called after every iteration with iterations done, in all, and the losses.
         resume: go on from the folder's state, if there is one.
+        device: where to compute; None takes a GPU where there is one.
 
     Returns:
         The adapted weights, `folder/labeller.safetensors`.
@@ -73,10 +76,10 @@ def adapt_labeller(
         CheckpointError: `start` is no labeller, or the folder's state is of other settings.
         NonFiniteLossError: a loss is not finite; nothing was changed by it.
     """
-    run = _Adaptation(photos, settings, folder, start)
+    device = device or default_device()
+    run = _Adaptation(photos, settings, folder, start, device)
     if resume and run.state_path.is_file():
         run.load()
-    device = torch.device("cpu")
     with deterministic_algorithms(device, enabled=True):
         run.go(minutes, on_progress)
     save_crop_network(
@@ -92,15 +95,20 @@ class _Adaptation:
     """State of a run and its one step."""
 
     def __init__(
-        self, photos: Sequence[BoxedPhoto], settings: LabellerSettings, folder: Path, start: Path
+        self,
+        photos: Sequence[BoxedPhoto],
+        settings: LabellerSettings,
+        folder: Path,
+        start: Path,
+        device: torch.device,
     ) -> None:
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.device = settings, folder, device
         self.state_path = folder / _STATE_NAME
         torch.manual_seed(settings.seed)
         self.student, self.facts = load_crop_network(start)
         self.source = CropSource(photos, settings, self.student.description)
         freeze_parameters(self.student.encoder, settings.frozen)
-        self.student.to(memory_format=torch.channels_last)
+        self.student.to(device).to(memory_format=torch.channels_last)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = _build_optimizer(self.student, settings)
         self.iteration, self.total, self.seconds = 0, 0, 0.0
@@ -147,7 +155,7 @@ class _Adaptation:
     def step(self) -> dict[str, float]:
         """Draw a batch, learn from it, follow with the teacher."""
         settings = self.settings
-        batch = self.source.draw(self.iteration)
+        batch = self.source.draw(self.iteration).to(self.device)
         teacher_NGG = self._teach(batch) if settings.teacher_weight else None
         hints_N2SS = drop_hints(batch.hints, settings, self.iteration)
         logits_NGG = self.student(
@@ -264,7 +272,7 @@ def drop_hints(
     kept = torch.rand(len(hints_N2SS), 2, generator=generator)
     shares = torch.empty(2)
     shares[BOX_HINT], shares[DEPTH_HINT] = settings.box_hint_share, settings.depth_hint_share
-    return hints_N2SS * (kept < shares)[:, :, None, None]
+    return hints_N2SS * (kept < shares).to(hints_N2SS.device)[:, :, None, None]
 
 
 def freeze_parameters(encoder: nn.Module, beginnings: Sequence[str]) -> None:

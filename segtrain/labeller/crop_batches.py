@@ -75,6 +75,10 @@ class CropBatch:
     has_depth: torch.Tensor
     extents: torch.Tensor
 
+    def to(self, device: torch.device) -> CropBatch:
+        """The same on another device."""
+        return CropBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 def normalise_pixels(
     image_rgb: npt.NDArray[np.uint8], description: NetworkDescription

@@ -59,8 +59,9 @@ def crop_losses(
             )
         )
         names.append(("consistency", settings.consistency_weight))
-    whole_N4 = torch.tensor([[0, height, 0, width]]).expand(num, 4)
-    terms = pairwise_losses(logits_NGG, edges, torch.arange(num), [whole_N4] * len(edges))
+    whole_N4 = extents_N4.new_tensor([[0, height, 0, width]]).expand(num, 4)
+    own_N = torch.arange(num, device=logits_NGG.device)
+    terms = pairwise_losses(logits_NGG, edges, own_N, [whole_N4] * len(edges))
     losses |= {name: weight * term for (name, weight), term in zip(names, terms, strict=True)}
     inside = draw_extents(extents_N4, (height, width))
     if settings.outside_weight:

@@ -152,6 +152,11 @@ def _enlarge(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
 
 
+def default_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def build_crop_network(
     encoder: str = _LITE0, *, pretrained: bool = True, **encoder_settings: Any
 ) -> CropNetwork:

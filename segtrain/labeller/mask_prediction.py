@@ -17,7 +17,13 @@ import torch
 from pycocotools import mask as mask_api
 
 from segtrain.labeller.crop_batches import cut_photo, scale_depth
-from segtrain.labeller.crop_network import BOX_HINT, DEPTH_HINT, CropNetwork, load_crop_network
+from segtrain.labeller.crop_network import (
+    BOX_HINT,
+    DEPTH_HINT,
+    CropNetwork,
+    default_device,
+    load_crop_network,
+)
 from segtrain.labeller.mask_scores import (
     UNCALIBRATED,
     MaskSigns,
@@ -97,14 +103,21 @@ class Labeller:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def load_labeller(weights: Path, *, uses_depth: bool = True) -> Labeller:
+def load_labeller(
+    weights: Path, *, uses_depth: bool = True, device: torch.device | None = None
+) -> Labeller:
     """Read a labeller, shipped or adapted.
+
+    Args:
+        weights: its file.
+        uses_depth: whether depth that is handed in is shown to the network.
+        device: where to compute; None takes a GPU where there is one.
 
     Raises:
         CheckpointError: the file is absent or no labeller.
     """
     network, facts = load_crop_network(weights)
-    network.to(memory_format=torch.channels_last)
+    network.to(device or default_device()).to(memory_format=torch.channels_last)
     calibration = facts.get("calibration")
     return Labeller(
         network=network,
@@ -209,12 +222,13 @@ def _see(
         rgb = crops[:, :3]
         if mirrored:
             rgb, hints = rgb.flip(3), hints.flip(3)
-        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(rgb.device)):
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
             logits = network(
-                rgb.contiguous(memory_format=torch.channels_last),
-                hints.contiguous(memory_format=torch.channels_last),
+                rgb.to(device).contiguous(memory_format=torch.channels_last),
+                hints.to(device).contiguous(memory_format=torch.channels_last),
             )
-        probabilities = logits.float().sigmoid()
+        probabilities = logits.float().cpu().sigmoid()
         if mirrored:
             probabilities = probabilities.flip(2)
         grid = probabilities.shape[-1]

@@ -120,7 +120,7 @@ def test_collapse_is_announced_once_with_a_remedy(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run = _Adaptation(photos, tiny_settings, tmp_path, start_weights)
+    run = _Adaptation(photos, tiny_settings, tmp_path, start_weights, torch.device("cpu"))
     with caplog.at_level(logging.WARNING):
         for _ in range(200):
             run._watch_fill(1.0)
@@ -140,7 +140,9 @@ def test_depth_reaches_the_network_only_where_it_is_asked_for(
 ) -> None:
     def depth_hint(depth: str) -> float:
         settings = dataclasses.replace(tiny_settings, depth=depth)
-        batch = _Adaptation(photos, settings, tmp_path, start_weights).source.draw(0)
+        batch = _Adaptation(
+            photos, settings, tmp_path, start_weights, torch.device("cpu")
+        ).source.draw(0)
         return float(batch.hints[:, 1].abs().max())
 
     assert depth_hint("off") == 0
