@@ -85,7 +85,7 @@ def train(
         total.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
         optimizer.step()
-        if progress >= 0.9:
+        if step >= int(0.9 * schedule.iterations):
             for name, value in losses.items():
                 last.setdefault(name, []).append(float(value.detach()))
     return decoder.eval(), {name: float(np.mean(values)) for name, values in last.items()}
