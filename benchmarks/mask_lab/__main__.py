@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             {name: _weights(arguments, name, seed=0) for name in arguments.rows},
             dict(zip(arguments.rows, arguments.titles, strict=True)),
         )
-        Image.fromarray(drawn).save(arguments.file, optimize=True)
+        Image.fromarray(drawn).quantize(256).save(arguments.file, optimize=True)
         return
     restart_with_malloc_settings(["train"])
     torch.set_num_threads(arguments.threads)
