@@ -184,7 +184,7 @@ class Teacher:
         """λ_dice times the reliable dice loss of the student's masks (Eq. 10 and 11).
 
         An empty teacher mask teaches nothing: where the student's is empty too, the gradient of
-        Dice is 1 / ε.
+        Dice by the probabilities is up to 1 / √ε.
         """
         settings = self.settings
         pseudo_masks_GHW, scores_G = self.match(masks, predictions)

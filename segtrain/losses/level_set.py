@@ -118,12 +118,13 @@ def boundary_length(masks_IHW: torch.Tensor, extents_I4: torch.Tensor) -> torch.
 
 
 def _read(masks: MaskBatch, name: str) -> torch.Tensor:
-    """(B, C, H, W): what the energy is measured on, about 1 in deviation or range."""
+    """(B, C, H, W): what the energy is measured on, each channel of an image of unit deviation."""
     if name == "depth":
-        return masks.inverse_depth_255[:, None] / 255.0
-    if name == "image":
+        values = masks.inverse_depth_255[:, None]
+    elif name == "image":
         images = [entry["image"].to(masks.device) for entry in masks.entries]
-        return torch.stack([downsample_to_mask_grid(i, masks.padded_size) for i in images]) / 255.0
-    assert masks.mask_features is not None
-    features = aligned_bilinear(masks.mask_features.detach(), 2)
-    return features / features.flatten(2).std(2).clamp(min=1e-6)[:, :, None, None]
+        values = torch.stack([downsample_to_mask_grid(i, masks.padded_size) for i in images])
+    else:
+        assert masks.mask_features is not None
+        values = aligned_bilinear(masks.mask_features.detach(), 2)
+    return values / values.flatten(2).std(2).clamp(min=1e-6)[:, :, None, None]
