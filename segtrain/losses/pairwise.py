@@ -28,7 +28,7 @@ def edges_from_similarity(similarity_B8HW: torch.Tensor, threshold: float) -> to
     """Edges of the pairwise terms.
 
     Args:
-        similarity_B8HW: see `pixel_neighbours.neighbour_similarity`.
+        similarity_B8HW: see `neighbours.neighbour_similarity`.
         threshold: least similarity of an edge, above 0.
 
     Returns:

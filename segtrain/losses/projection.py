@@ -59,7 +59,7 @@ def projection_loss(mask_logits_IHW: torch.Tensor, extents_I4: torch.Tensor) -> 
 
     Args:
         mask_logits_IHW: log-odds on the mask grid.
-        extents_I4: filled cells of each instance's box, see `box_bitmasks.mask_grid_extents`.
+        extents_I4: filled cells of each instance's box, see `bitmasks.mask_grid_extents`.
 
     Returns:
         Scalar in [0, 2], mean over I; graph-connected zero when I = 0.
