@@ -140,6 +140,7 @@ def stage_one(day: Day) -> None:
     from transformers import AutoModelForDepthEstimation
 
     from depthcache.stage_one.precompute import precompute_depth
+    from depthcache.stage_one.settings import StageOneSettings
 
     sizes = day.sizes
     model_folder, photos = day.work / "dpt", write_photos(day.work / "photos", sizes)
@@ -158,11 +159,15 @@ def stage_one(day: Day) -> None:
         del network
         root = day.work / f"cache-{precision}"
         few = photos[:batch]
-        settings = {"precision": precision, "batch_size": batch, "device": str(day.device)}
-        settings |= {"workers": 8 if day.device.type == "cuda" else 1}
-        precompute_depth(few, model_folder, f"{root}-first", **settings)  # imports, warms up
-        loading = precompute_depth(few, model_folder, str(root), **settings).seconds
-        summary = precompute_depth(photos, model_folder, str(root), **settings)
+        settings = StageOneSettings(
+            precision=precision,
+            batch_size=batch,
+            device=str(day.device),
+            workers=8 if day.device.type == "cuda" else 1,
+        )
+        precompute_depth(few, model_folder, f"{root}-first", settings)  # imports, warms up
+        loading = precompute_depth(few, model_folder, str(root), settings).seconds
+        summary = precompute_depth(photos, model_folder, str(root), settings)
         assert summary.num_failed == 0
         # What both calls do, loading the model and one batch, is taken off.
         seconds = max(summary.seconds - loading, 1e-9)
