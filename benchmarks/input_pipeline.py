@@ -24,11 +24,11 @@ from depthcache.format.segment_format import canonical_json, fingerprint_folder
 from depthcache.format.shard_planning import plan_segment
 from depthcache.segments.writer import seal_segment, write_shard
 from depthcache.storage.local_folder import LocalStore
-from segtrain.data.augmentations import AugmentationSettings
 from segtrain.data.coco_boxes import BoxAnnotation, ImageRecord, read_coco_boxes
-from segtrain.data.loader import TrainLoaderSettings, iterate_batches
+from segtrain.data.loader import iterate_batches
 from segtrain.data.mapper import TeacherView, TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler
+from segtrain.data.settings import AugmentationSettings, TrainLoaderSettings
 
 DEPTH_SHAPE = (384, 512)
 BATCH_SIZE = 2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.losses.bbtp import BBTP
-
 from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
 from ..common.condinst import model
 
 depth.enabled = False
-model.supervision = LazyCall(BBTP)(smoothness_weight=0.05, smooth_along_depth=False)
+model.supervision = LazyCall("segtrain.losses.bbtp.BBTP")(
+    smoothness_weight=0.05, smooth_along_depth=False
+)
 
 __all__ = ["data", "dataloader", "depth", "model", "optimizer", "schedule", "train"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.losses.level_set import LevelSet
-
 from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
 from ..common.condinst import model
 
 depth.enabled = False
-model.supervision = LazyCall(LevelSet)(
+model.supervision = LazyCall("segtrain.losses.level_set.LevelSet")(
     image_weight=1.0, feature_weight=1.0, length_weight=0.05, depth_weight=0.0
 )
 

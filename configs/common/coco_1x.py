@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoaderSettings
+from segtrain.data.settings import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
 from segtrain.run.optimizer import OptimizerSettings
 from segtrain.run.schedule import ScheduleSettings

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.modeling.backbones import build_resnet_fpn
-from segtrain.modeling.build import build_condinst
-
-model = LazyCall(build_condinst)(
-    backbone=LazyCall(build_resnet_fpn)(depth=50, deformable=False),
+model = LazyCall("segtrain.modeling.build.build_condinst")(
+    backbone=LazyCall("segtrain.modeling.backbones.build_resnet_fpn")(depth=50, deformable=False),
     num_classes="${data.num_classes}",
     mask_channels=16,
     depth_layer=False,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.modeling.backbones import EFFICIENTNET_LITE0_PIXELS, build_timm_fpn
-
-backbone = LazyCall(build_timm_fpn)(
+backbone = LazyCall("segtrain.modeling.backbones.build_timm_fpn")(
     name="tf_efficientnet_lite0", pretrained=True, out_channels="${model.feature_channels}"
 )
-pixels = {"mean": EFFICIENTNET_LITE0_PIXELS[0], "std": EFFICIENTNET_LITE0_PIXELS[1]}
+# As its ImageNet weights were trained.
+pixels = {"mean": [127.0] * 3, "std": [128.0] * 3}

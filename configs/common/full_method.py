@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from detectron2.config import LazyCall
 
-from segtrain.distillation.teacher import DistillationSettings
-
 from .boxinst import model
 
 model.depth_layer = True
 model.consistency = True
-model.distillation = LazyCall(DistillationSettings)(
+model.distillation = LazyCall("segtrain.distillation.teacher.DistillationSettings")(
     loss_weight=4.0,
     depth_matching=True,
     box_affinity="iou",

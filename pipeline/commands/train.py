@@ -24,7 +24,7 @@ def train(
     """
     from pipeline.commands.run import default_run_folder, machine_folder, plan_of
     from pipeline.config import load_experiment
-    from pipeline.runs.experiment_files import refuse_absent_files
+    from pipeline.runs.experiment_files import existing_annotations, refuse_absent_files
     from pipeline.runs.manifest import locked_run, open_manifest
 
     chosen = assignments or []
@@ -35,6 +35,7 @@ def train(
         if dry_run:
             plan = plan_of(experiment, folder, ["train"])
         else:
+            existing_annotations(experiment, "train")
             from pipeline.runs.stages import run_train_stage
 
             with locked_run(folder):

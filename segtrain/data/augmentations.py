@@ -8,7 +8,7 @@ Depth is only ever moved, never changed in value.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,45 +16,10 @@ import torch
 from detectron2.data import transforms
 from torch.nn import functional
 
-from segtrain.errors import TrainingConfigError
+from segtrain.data.settings import AugmentationSettings
 
 Image = npt.NDArray[np.uint8]
 DepthMap = npt.NDArray[np.float32]
-
-
-@dataclass(kw_only=True)
-class AugmentationSettings:
-    """How a training image is cropped, resized and flipped.
-
-    Attributes:
-        short_sides: one of these is drawn for the shorter side, in pixels.
-        max_size: the longer side is at most this many pixels.
-        flip_probability: of a horizontal flip, 0..1.
-        crop_fraction: lower bound of the share of each side that a random crop keeps, in (0, 1];
-            1 means no crop.
-    """
-
-    short_sides: list[int] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])
-    max_size: int = 1333
-    flip_probability: float = 0.5
-    crop_fraction: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not self.short_sides or min(self.short_sides) < 1:
-            raise TrainingConfigError(
-                f"dataloader.train.augmentation.short_sides={self.short_sides}: "
-                "name at least one size of at least 1 pixel"
-            )
-        if not 0 <= self.flip_probability <= 1:
-            raise TrainingConfigError(
-                f"dataloader.train.augmentation.flip_probability={self.flip_probability} "
-                "is not in 0..1"
-            )
-        if not 0 < self.crop_fraction <= 1:
-            raise TrainingConfigError(
-                f"dataloader.train.augmentation.crop_fraction={self.crop_fraction} is not in (0, 1]"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,77 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
-from segtrain.data.augmentations import AugmentationSettings
 from segtrain.data.coco_boxes import ImageRecord
 from segtrain.data.mapper import TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler, SampleRequest
+from segtrain.data.settings import TrainLoaderSettings
 from segtrain.errors import SegtrainError
-
-
-@dataclass(kw_only=True)
-class DataSettings:
-    """Where images and boxes lie, and what to do with bad ones.
-
-    Attributes:
-        name: short name for logs and reports.
-        train_json: COCO file to train on.
-        train_images: folder of its images.
-        test_json: COCO file to evaluate on; its masks are read by the evaluation only.
-        test_images: folder of its images.
-        test_cityscapes_truth: Cityscapes' gtFine/<split>; when set, evaluation adds the AP of
-            Cityscapes' own tool.
-        num_classes: number of classes of the model; must equal the file's. None takes the training
-            file's, and with weights theirs.
-        use_masks: let annotated masks supervise training (off: boxes only).
-        bad_boxes: `drop` or `refuse` boxes that are not finite, empty, inverted or outside.
-        keep_images_without_boxes: train on images without boxes as well.
-    """
-
-    name: str = "coco"
-    train_json: str = "data/coco/annotations/instances_train2017.json"
-    train_images: str = "data/coco/train2017"
-    test_json: str = "data/coco/annotations/instances_val2017.json"
-    test_images: str = "data/coco/val2017"
-    test_cityscapes_truth: str | None = None
-    num_classes: int | None = 80
-    use_masks: bool = False
-    bad_boxes: str = "drop"
-    keep_images_without_boxes: bool = False
-
-
-@dataclass(kw_only=True)
-class TrainLoaderSettings:
-    """How training batches are made.
-
-    Attributes:
-        num_workers: processes that prepare samples; 0 prepares them in the training process.
-        prefetch_batches: batches that each worker prepares ahead.
-        augmentation: crop, resize, flip.
-    """
-
-    num_workers: int = 2
-    prefetch_batches: int = 2
-    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
-
-
-@dataclass(kw_only=True)
-class InferenceSizeSettings:
-    """How images are resized for evaluation, prediction and labelling.
-
-    Attributes:
-        short_side: pixels.
-        max_size: bound on the longer side, pixels.
-    """
-
-    short_side: int = 800
-    max_size: int = 1333
 
 
 class SampleDataset(Dataset[dict[str, Any] | SegtrainError]):

@@ -16,7 +16,6 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from depthcache import decode_image, image_key
 from depthcache.errors import CacheMissError, ImageDecodeError
 from segtrain.data.augmentations import (
-    AugmentationSettings,
     GeometricPlan,
     apply_plan_to_inverse_depth,
     draw_plan,
@@ -26,6 +25,7 @@ from segtrain.data.augmentations import (
 from segtrain.data.coco_boxes import ImageRecord
 from segtrain.data.image_files import read_image_bytes
 from segtrain.data.segmentations import decode_segmentation
+from segtrain.data.settings import AugmentationSettings
 from segtrain.errors import DatasetError, ImageSizeMismatchError, MissingDepthError
 
 

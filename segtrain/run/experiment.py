@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoaderSettings
+from segtrain.data.settings import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
 from segtrain.errors import TrainingConfigError
 from segtrain.run.optimizer import OptimizerSettings

@@ -16,7 +16,7 @@ from segtrain.run.schedule import fraction_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segtrain.data.loader import DataSettings
+    from segtrain.data.settings import DataSettings
     from segtrain.depth_source import DepthSettings
     from segtrain.modeling.trainable import TrainableModel
 

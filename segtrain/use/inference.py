@@ -13,9 +13,9 @@ import torch
 from detectron2.config import instantiate
 
 from segtrain.cpu_kernels.acceleration import accelerate
-from segtrain.data.loader import InferenceSizeSettings
 from segtrain.data.mapper import make_test_input
 from segtrain.data.segmentations import encode_mask
+from segtrain.data.settings import InferenceSizeSettings
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import load_state, load_weights
 from segtrain.run.experiment import read_experiment

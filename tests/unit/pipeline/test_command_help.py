@@ -110,6 +110,29 @@ def test_a_refusal_needs_no_torch(arguments: list[str]) -> None:
     assert result.returncode == ExitCode.USAGE, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("assignment", "word"),
+    [("train.max_itre=3", "train.max_iter"), ("train.precision=fp8", "fp8"), ("", "data/coco")],
+)
+def test_a_config_is_checked_without_what_builds_its_model(assignment: str, word: str) -> None:
+    arguments = [
+        "train",
+        "configs/coco/full_r50_1x.py",
+        *(["--set", assignment] * bool(assignment)),
+    ]
+    program = (
+        "import sys\nfrom pipeline.cli import invoke\n"
+        f"code = invoke({arguments!r})\n"
+        "heavy = {'torchvision', 'timm', 'scipy', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == ExitCode.USAGE, result.stderr
+    assert word in result.stderr
+
+
 def test_a_hub_that_does_not_answer_is_told_with_the_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from segtrain.data.augmentations import (
-    AugmentationSettings,
     GeometricPlan,
     apply_plan_to_inverse_depth,
     draw_plan,
@@ -19,6 +18,7 @@ from segtrain.data.augmentations import (
     resize_map,
     scale_to_255,
 )
+from segtrain.data.settings import AugmentationSettings
 from segtrain.errors import TrainingConfigError
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from depthcache import image_key
 from depthcache.errors import CacheMissError
-from segtrain.data.augmentations import AugmentationSettings, resize_map, scale_to_255
+from segtrain.data.augmentations import resize_map, scale_to_255
 from segtrain.data.coco_boxes import BoxAnnotation, ImageRecord
 from segtrain.data.mapper import TeacherView, TrainingMapper, make_test_input
+from segtrain.data.settings import AugmentationSettings
 from segtrain.errors import DatasetError, ImageSizeMismatchError, MissingDepthError
 
 EXIF_ORIENTATION = 0x0112

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import take_snapshot
-from segtrain.data.loader import DataSettings, InferenceSizeSettings, TrainLoaderSettings
+from segtrain.data.settings import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import initialise_weights
