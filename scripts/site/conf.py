@@ -2,10 +2,13 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # mathml
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the packages as they are in this checkout
+
+warnings.filterwarnings("ignore", category=FutureWarning)  # of torch.jit, in autodoc
 
 project = "boxdepth"
 copyright = "the boxdepth authors, Apache-2.0"  # noqa: A001 - the name that Sphinx wants
