@@ -24,7 +24,8 @@ def run_demo(
 
     with stdout_kept_clean():
         result = run(output, seed=seed)
-    text = f"{format_ap_table(result.metrics)}\n\nreport: {result.report}"
+    tables = f"{format_ap_table(result.metrics)}\n\n{result.labelled.text()}"
+    text = f"{tables}\nreport: {result.report}"
     document = {
         "output": output,
         "seed": seed,
@@ -32,6 +33,7 @@ def run_demo(
         "report": result.report,
         "weights": result.weights,
         "cache": result.cache,
+        "labeller": result.labelled,
         "seconds": result.seconds,
     }
     write_result("demo", document, text, as_json=as_json)

@@ -153,6 +153,7 @@ class _MasksRun:
                 raise UsageError(
                     f"{coco} has no box that can be used; `pipeline data check` says why"
                 )
+            _require_some_photos(reading, request.images)
             record.counts = _count_findings(reading.findings)
         for kind, count in record.counts.items():
             logger.info("check: %d × %s", count, FINDING_KINDS[kind].meaning)
@@ -405,6 +406,20 @@ class _MasksRun:
 
     def _num_boxes(self) -> int:
         return sum(len(record.annotations) for record in self.records)
+
+
+def _require_some_photos(reading: CocoReading, folder: Path) -> None:
+    """Refuse a folder that has none of the photos; some that are missing are failed items.
+
+    Raises:
+        UsageError: names the first.
+    """
+    with_boxes = [record for record in reading.records if record.annotations]
+    if not any(is_file(find_image_file(record.path)) for record in with_boxes):
+        raise UsageError(
+            f"none of the {len(with_boxes)} photos is in {folder}, for example "
+            f"{with_boxes[0].file_name}; --images is the folder that file_name is relative to"
+        )
 
 
 def _count_findings(findings: Sequence[Finding]) -> dict[str, int]:

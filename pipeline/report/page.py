@@ -31,6 +31,7 @@ def write_report(
     *,
     coverage: Mapping[str, str],
     environment: Mapping[str, Any],
+    links: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the report of one run, or of several side by side.
 
@@ -39,6 +40,7 @@ def write_report(
         results: at least one; the last one is captioned as the run's own method.
         coverage: facts on the depth cache, label → text.
         environment: versions, as the manifest has them.
+        links: other pages of the run, name → address relative to this one.
 
     Returns:
         `path`.
@@ -52,6 +54,7 @@ def write_report(
         coverage=coverage,
         panels=make_panels(results),
         environment=environment,
+        links=links,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
@@ -66,6 +69,7 @@ def render_page(
     coverage: Mapping[str, str],
     panels: Sequence[Panel],
     environment: Mapping[str, Any],
+    links: Mapping[str, str] | None = None,
 ) -> str:
     """The page as one HTML text."""
     files = resources.files("pipeline.report")
@@ -91,6 +95,7 @@ def render_page(
         ],
         coverage=coverage,
         packages=environment.get("packages", {}),
+        links=links or {},
     )
 
 

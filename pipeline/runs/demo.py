@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import load_experiment
+from pipeline.masks.masks_demo import MasksDemo, run_masks_demo
 from pipeline.report.run_result import RunResult
 from pipeline.runs.demo_data import make_demo_split
 from pipeline.runs.experiment_files import SPLITS
@@ -36,6 +37,7 @@ class DemoResult:
         report: the report file.
         weights: method → checkpoint.
         cache: the depth cache.
+        labelled: what the labeller made of other scenes, from boxes alone.
         seconds: wall-clock time of this call.
     """
 
@@ -43,11 +45,12 @@ class DemoResult:
     report: Path
     weights: dict[str, Path]
     cache: str
+    labelled: MasksDemo
     seconds: float
 
 
 def run_demo(output: Path, *, seed: int) -> DemoResult:
-    """Make scenes, compute depth, train both methods, evaluate, report. Resumes what is begun.
+    """Make scenes, compute depth, train both methods, evaluate, label, report. Resumes.
 
     Args:
         output: folder for everything.
@@ -59,7 +62,7 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
             output,
             command=["demo", "--output", str(output), "--seed", str(seed)],
             config={"resolved": {"seed": seed, "methods": METHODS}},
-            stages=["data", "depth", "start", *METHODS, "report"],
+            stages=["data", "depth", "start", *METHODS, "labeller", "report"],
         )
         experiments = {path: load_experiment(path) for path in (START, *METHODS.values())}
         experiments = _make_data(manifest, experiments, seed)
@@ -75,12 +78,17 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
             with manifest.repeating(name, {"seed": seed, "config": path}) as record:
                 results.append(_train_and_evaluate(output, name, path, experiment))
                 record.outputs = {"weights": str(results[-1].weights)}
+        with manifest.repeating("labeller", {"seed": seed}) as record:
+            # A finished one is read again rather than made: the same call resumes.
+            labelled = run_masks_demo(output / "labeller", seed=seed)
+            record.outputs = {"review": str(labelled.review), "masks": str(labelled.masks)}
         report = run_report_stage(manifest, results)
     return DemoResult(
         metrics={result.name: dict(result.metrics) for result in results},
         report=report,
         weights={result.name: result.weights for result in results if result.weights is not None},
         cache=cache,
+        labelled=labelled,
         seconds=time.monotonic() - started,
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.report.page import write_report
@@ -24,7 +26,7 @@ def run_report_stage(manifest: Manifest, results: Sequence[RunResult]) -> Path:
         results: what it shows; the last one is captioned as the run's own method.
     """
     path = manifest.folder / "report.html"
-    inputs = {
+    inputs: dict[str, Any] = {
         result.name: {
             "weights": describe_file(str(result.weights)),
             "metrics": dict(result.metrics),
@@ -32,15 +34,34 @@ def run_report_stage(manifest: Manifest, results: Sequence[RunResult]) -> Path:
         }
         for result in results
     }
+    links = _find_reviews(manifest)
+    inputs |= {"links": links}
     if manifest.is_done("report", inputs) and path.is_file():
         logger.info("report: written before, %s", path)
         return path
     with manifest.running("report", inputs) as record:
         write_report(
-            path, results, coverage=describe_coverage(manifest), environment=manifest.environment
+            path,
+            results,
+            coverage=describe_coverage(manifest),
+            environment=manifest.environment,
+            links=links,
         )
         record.outputs = {"report": str(path)}
     return path
+
+
+def _find_reviews(manifest: Manifest) -> dict[str, str]:
+    """Review pages of masks that stages of the run wrote: name → address from its report."""
+    pages = {
+        name: Path(str(record.outputs["review"]))
+        for name, record in manifest.stages.items()
+        if "review" in record.outputs
+    }
+    return {
+        f"Masks of the {name}, to review": Path(os.path.relpath(page, manifest.folder)).as_posix()
+        for name, page in pages.items()
+    }
 
 
 def load_result(folder: Path) -> tuple[RunResult, Manifest]:
@@ -57,6 +78,9 @@ def load_result(folder: Path) -> tuple[RunResult, Manifest]:
 
     manifest = load_manifest(folder)
     file = folder / "eval" / "metrics.json"
+    if review := manifest.stages.get("review"):
+        page = review.outputs.get("page", "not written yet")
+        raise UsageError(f"{folder} is a run of `pipeline masks`; its page is {page}")
     if not file.is_file() or "path" not in manifest.config:
         raise UsageError(f"{folder} is not evaluated yet; `pipeline resume {folder}` goes on")
     path = manifest.config["path"]

@@ -72,7 +72,9 @@ def run(
     return call
 
 
-def test_boxes_become_masks_with_scores_sources_and_a_review_page(run: Run, work: Path) -> None:
+def test_boxes_become_masks_with_scores_sources_and_a_review_page(
+    run: Run, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, result = run()
     before = json.loads((work / "boxes.json").read_text())
     after = json.loads((work / "masks.json").read_text())
@@ -97,6 +99,8 @@ def test_boxes_become_masks_with_scores_sources_and_a_review_page(run: Run, work
     assert result["depth"].startswith("none used")
     assert "none used" in after["info"]["masks"]["depth"]
     assert (work / "run" / "review.html").stat().st_size > 10_000
+    assert invoke(["report", str(work / "run")]) == ExitCode.USAGE
+    assert "is a run of `pipeline masks`; its page is" in capsys.readouterr().err
 
 
 def test_the_same_command_again_does_nothing(
@@ -223,6 +227,16 @@ def test_what_makes_no_sense_is_refused_before_any_work(
     assert code == ExitCode.USAGE
     assert message in result["error"]["message"]
     assert not (work / "run").exists()
+
+
+def test_a_folder_without_any_of_the_photos_is_refused_before_the_adaptation(
+    run: Run, work: Path
+) -> None:
+    (work / "photos").rename(work / "elsewhere")
+    (work / "photos").mkdir()
+    code, result = run()
+    assert code == ExitCode.USAGE
+    assert f"none of the {NUM_PHOTOS} photos is in" in result["error"]["message"]
 
 
 def test_the_plan_computes_nothing(run: Run, work: Path) -> None:

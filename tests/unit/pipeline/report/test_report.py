@@ -179,3 +179,8 @@ def test_the_page_says_first_what_happened(metrics, sentence):
     assert describe_outcome(metrics).startswith(sentence)
     if metrics:
         assert sentence.split(":")[0] in _page(metrics_by_run=metrics)
+
+
+def test_other_pages_of_the_run_are_linked():
+    page = _page(links={"Masks of the labeller": "labeller/review.html"})
+    assert '<a href="labeller/review.html">Masks of the labeller</a>' in page
