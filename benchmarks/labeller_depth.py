@@ -1,6 +1,7 @@
-"""What depth gives the labeller: boxes alone, generated scenes, an ImageNet encoder as the start.
+"""What depth gives the labeller when it adapts to boxes of generated scenes.
 
     python -m benchmarks.labeller_depth --iterations 300
+    python -m benchmarks.labeller_depth --from-imagenet   # boxes alone, no starting weights
 
 Rows: colour; colour twice, the control that any claim about depth must beat; true depth as a loss,
 as an input, as both. Objects of held-out scenes, one third of them camouflaged.
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.resources import labeller_path
 from pipeline.synth import ObjectScene, draw_pattern_tiles, draw_scene, list_objects
 from segtrain.labeller import (
     BoxedPhoto,
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--train-scenes", type=int, default=100)
     parser.add_argument("--test-scenes", type=int, default=40)
+    parser.add_argument("--from-imagenet", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     rng = np.random.default_rng(77)
@@ -54,8 +57,10 @@ def main() -> None:
     for seed in range(arguments.seeds):
         torch.manual_seed(seed)
         with tempfile.TemporaryDirectory() as folder:
-            start = Path(folder) / "start.safetensors"
-            save_crop_network(build_crop_network(), start)
+            start = labeller_path()
+            if arguments.from_imagenet:
+                start = Path(folder) / "start.safetensors"
+                save_crop_network(build_crop_network(), start)
             base = LabellerSettings(
                 crop_size=arguments.crop_size,
                 batch_size=arguments.batch_size,

@@ -1,4 +1,7 @@
-"""Adapt the labeller to boxes: a student learns from box losses, its moving average is the result.
+"""Adapt the labeller to boxes: a student learns from box losses, its moving average teaches it.
+
+The result lies between the moving average and the start: weights between two good ones are better
+on what neither was trained for (weight-space ensembles, arXiv 2109.01903).
 
 The loop can be read from the top: plan, draw, step, keep. One seed and one number of iterations
 give one run; a run that was interrupted goes on from its last checkpoint to the same end.
@@ -83,7 +86,7 @@ def adapt_labeller(
     with deterministic_algorithms(device, enabled=True):
         run.go(minutes, on_progress)
     save_crop_network(
-        run.teacher,
+        run.result(),
         folder / WEIGHTS_NAME,
         facts=run.facts
         | {"adapted": {"iterations": run.iteration, "boxes": len(run.source.index)}},
@@ -103,6 +106,7 @@ class _Adaptation:
         device: torch.device,
     ) -> None:
         self.settings, self.folder, self.device = settings, folder, device
+        self.start = start
         self.state_path = folder / _STATE_NAME
         torch.manual_seed(settings.seed)
         self.student, self.facts = load_crop_network(start)
@@ -210,6 +214,14 @@ class _Adaptation:
             return (self.iteration + 1) / max(warmup, 1)
         done = (self.iteration - warmup) / max(self.total - warmup, 1)
         return 0.5 * (1 + math.cos(math.pi * done))
+
+    @torch.no_grad()
+    def result(self) -> CropNetwork:
+        """What was learned, averaged with where it started."""
+        result, _ = load_crop_network(self.start)
+        for value, learned in zip(result.parameters(), self.teacher.parameters(), strict=True):
+            value.copy_(learned.cpu().lerp(value, self.settings.start_share))
+        return result
 
     def _watch_fill(self, fill: float) -> None:
         self.fill += 0.05 * (fill - self.fill)

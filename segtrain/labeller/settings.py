@@ -33,7 +33,8 @@ class LabellerSettings:
         consistency_threshold: τ, least similarity of a depth edge.
         outside_weight: of the cross-entropy to background outside the box.
         teacher_weight: of the dice distance to the teacher's masks.
-        teacher_decay: of the exponential moving average, whose weights are the result.
+        teacher_decay: of the exponential moving average of the student.
+        start_share: weight of the starting weights in the result; what was learned has the rest.
         box_hint_share: share of crops of which the student sees the box; the teacher always does.
         depth_hint_share: share of crops of which the student sees the depth.
         seed: of order, margins and brightness.
@@ -60,6 +61,7 @@ class LabellerSettings:
     outside_weight: float = 0.0
     teacher_weight: float = 1.0
     teacher_decay: float = 0.99
+    start_share: float = 0.3
     box_hint_share: float = 0.5
     depth_hint_share: float = 0.7
     seed: int = 0
@@ -80,6 +82,8 @@ class LabellerSettings:
                 f"margin_high={self.margin_high}: with a constant margin the network learns where "
                 "the box is and fills it"
             )
+        if not 0 <= self.start_share < 1:
+            raise TrainingConfigError(f"start_share={self.start_share} must be in [0, 1)")
         if self.batch_size < 1 or self.max_iterations < 1:
             raise TrainingConfigError(
                 f"batch_size={self.batch_size} and max_iterations={self.max_iterations} must be "

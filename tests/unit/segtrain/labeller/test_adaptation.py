@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from segtrain.errors import CheckpointError, DatasetError
 from segtrain.labeller import BoxedPhoto, LabellerSettings, adapt_labeller
 from segtrain.labeller.adaptation import _Adaptation, drop_hints
+from segtrain.run.checkpoints import load_state
 from segtrain.run.metrics_log import read_metrics
 
 
@@ -169,3 +170,15 @@ def test_photos_without_depth_train_beside_those_with(
         on_progress=lambda done, total, losses: rows.append(losses["consistency"]),
     )
     assert all(0 < value < 10 for value in rows)
+
+
+def test_the_result_lies_between_the_start_and_what_was_learned(
+    photos: list[BoxedPhoto], tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(tiny_settings, start_share=0.25)
+    found = load_file(adapt_labeller(photos, settings, tmp_path, start=start_weights))
+    learned = load_state(tmp_path / "adaptation.pth")["teacher"]
+    start = load_file(start_weights)
+    for name in ("head.bias", "levels.0.lateral.weight", "encoder.blocks.5.0.conv_pw.weight"):
+        assert not torch.equal(learned[name], start[name])
+        torch.testing.assert_close(found[name], 0.75 * learned[name] + 0.25 * start[name])
