@@ -92,15 +92,23 @@ ROWS = {
     "masks": _row("ceiling: true masks", masks=True),
     "masks_input": _row("ceiling: true masks, sensed depth as input", masks=True, depth_input=True),
     "loss": _row("sensed depth as a loss, the paper's links", consistency=1.0),
-    "loss_in_box": _row("… in the box only", consistency=1.0, consistency_in_box=True),
-    "loss_delayed": _row("… from half the run", consistency=1.0, consistency_start=0.5),
-    "loss_planar": _row("… slant-invariant links", consistency=1.0, links="planar"),
-    "loss_chosen": _row("… at weight 4, which also cut colour links", **_CHOSEN),
+    "loss_in_box": _row(
+        "sensed depth as a loss, in the box only", consistency=1.0, consistency_in_box=True
+    ),
+    "loss_delayed": _row(
+        "sensed depth as a loss, from half the run", consistency=1.0, consistency_start=0.5
+    ),
+    "loss_planar": _row(
+        "sensed depth as a loss, slant-invariant links", consistency=1.0, links="planar"
+    ),
+    "loss_chosen": _row(
+        "sensed depth as a loss, slant-invariant links that also cut colour, weight 4", **_CHOSEN
+    ),
     "input": _row("sensed depth as input, colour twice", colour=2.0, depth_input=True),
     "both": _row(
         "sensed depth as loss (the paper's links) and input", consistency=1.0, depth_input=True
     ),
-    "ours": _row("**sensed depth as loss and input**", depth_input=True, **_CHOSEN),
+    "ours": _row("**sensed depth as loss and input**, those links", depth_input=True, **_CHOSEN),
     "second_phase": _row(
         "**picture only**, from the masks of that row", masks=True, masks_of="ours"
     ),
@@ -123,8 +131,12 @@ ROWS = {
     "noise_2": _row(
         "sensed depth with noise of 2 of 255 levels", depth_input=True, source="noise_2", **_CHOSEN
     ),
-    "noise_4": _row("… of 4 levels", depth_input=True, source="noise_4", **_CHOSEN),
-    "noise_8": _row("… of 8 levels", depth_input=True, source="noise_8", **_CHOSEN),
+    "noise_4": _row(
+        "sensed depth with noise of 4 levels", depth_input=True, source="noise_4", **_CHOSEN
+    ),
+    "noise_8": _row(
+        "sensed depth with noise of 8 levels", depth_input=True, source="noise_8", **_CHOSEN
+    ),
     "inverted": _row(
         "sensed depth with farther as larger", depth_input=True, source="inverted", **_CHOSEN
     ),

@@ -39,14 +39,17 @@ def draw_table(runs: Sequence[dict[str, Any]]) -> str:
     for run in runs:
         by_row.setdefault(run["row"], {})[run["seed"]] = run["iou"]
     lines = [
-        "| supervision | " + " | ".join(COLUMNS) + " | all, minus control |",
-        "|---" * (len(COLUMNS) + 2) + "|",
+        "| supervision | seeds | " + " | ".join(COLUMNS) + " | all, minus control |",
+        "|---" * (len(COLUMNS) + 3) + "|",
     ]
     for name, seeds in sorted(by_row.items(), key=lambda item: _ORDER.index(item[0])):
         cells = [
             _mean_and_spread([iou.get(column) for iou in seeds.values()]) for column in COLUMNS
         ]
-        lines.append(f"| {_title(name)} | {' | '.join(cells)} | {_paired(by_row, name)} |")
+        num_seeds = "–" if name in BASELINES else len(seeds)
+        lines.append(
+            f"| {_title(name)} | {num_seeds} | {' | '.join(cells)} | {_paired(by_row, name)} |"
+        )
     return "\n".join(lines)
 
 
@@ -69,4 +72,4 @@ def _paired(by_row: dict[str, dict[int, dict[str, float]]], name: str) -> str:
         return ""
     differences = [by_row[name][seed]["all"] - control[seed]["all"] for seed in paired]
     each = ", ".join(f"{value:+.3f}" for value in differences)
-    return f"**{np.mean(differences):+.3f}** ({each})".replace("0.", ".")
+    return f"**{np.mean(differences):+.3f}** ({each})".replace("0.", ".").replace("-", "−")
