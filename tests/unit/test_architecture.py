@@ -33,6 +33,13 @@ def test_nothing_breaks_the_rules_of_the_house():
     assert sorted(_KNOWN_FAULTS - found) == [], "mended: take these out of _KNOWN_FAULTS"
 
 
+@pytest.mark.parametrize("package", _PACKAGES)
+def test_every_folder_of_modules_is_a_package(package):
+    # setuptools leaves a folder without __init__.py out of the wheel.
+    folders = {path.parent for path in (_CHECKOUT / package).rglob("*.py")}
+    assert [str(f) for f in sorted(folders) if not (f / "__init__.py").is_file()] == []
+
+
 @pytest.mark.parametrize("package", ["segtrain", "pipeline"])
 def test_an_arrow_that_goes_up_is_found(package):
     assert _goes_up("depthcache.cache_reader", f"{package}.errors")
