@@ -360,7 +360,7 @@ class _MasksRun:
             write_atomically(target, text)
         inputs = {
             "masks": describe_file(str(target)),
-            "out": str(request.out),
+            "out": str(request.out.resolve()),
             "format": request.mask_format,
             "polygons": request.polygons,
         }
@@ -379,7 +379,10 @@ class _MasksRun:
 
     def _review(self, document: Mapping[str, Any]) -> None:
         path, counts = self.request.review, count_masks(document)
-        inputs = {"masks": describe_file(str(self.folder / "masks.json")), "page": str(path)}
+        inputs = {
+            "masks": describe_file(str(self.folder / "masks.json")),
+            "page": str(path.resolve()),
+        }
         if self.manifest.is_done("review", inputs) and path.is_file():
             return
         self.is_news = True
