@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import logging
 import math
 import time
@@ -110,6 +111,7 @@ class _Adaptation:
         self.state_path = folder / _STATE_NAME
         torch.manual_seed(settings.seed)
         self.student, self.facts = load_crop_network(start)
+        self.start_digest = hashlib.sha256(start.read_bytes()).hexdigest()
         self.source = CropSource(photos, settings, self.student.description)
         freeze_parameters(self.student.encoder, settings.frozen)
         self.student.to(device).to(memory_format=torch.channels_last)
@@ -242,6 +244,7 @@ class _Adaptation:
         state: dict[str, Any] = {
             "settings": dataclasses.asdict(self.settings) | {"frozen": list(self.settings.frozen)},
             "boxes": len(self.source.index),
+            "start": self.start_digest,
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -260,6 +263,8 @@ class _Adaptation:
         ]
         if state["boxes"] != len(self.source.index):
             changed.append(f"boxes were {state['boxes']}, are {len(self.source.index)}")
+        if state["start"] != self.start_digest:
+            changed.append(f"it started from other weights than {self.start}")
         if changed:
             raise CheckpointError(
                 f"{self.state_path} is of another run: {'; '.join(changed)}. Use another folder, "

@@ -89,6 +89,14 @@ def test_another_setting_refuses_the_state(
         adapt_labeller(photos, changed, tmp_path, start=start_weights)
 
 
+def test_another_start_refuses_the_state(
+    photos: list[BoxedPhoto], tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    other = adapt_labeller(photos, tiny_settings, tmp_path, start=start_weights)
+    with pytest.raises(CheckpointError, match="started from other weights than"):
+        adapt_labeller(photos, tiny_settings, tmp_path, start=other)
+
+
 def test_an_unreadable_photo_is_left_out_and_named(
     photos: list[BoxedPhoto],
     tiny_settings: LabellerSettings,
