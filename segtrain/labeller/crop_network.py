@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +20,11 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 
+from depthcache.storage.durable_files import write_durably
 from segtrain.errors import CheckpointError
 from segtrain.modeling.backbones import EFFICIENTNET_LITE0_PIXELS, load_efficientnet_lite0_weights
 
@@ -221,15 +221,7 @@ def save_crop_network(
     }
     metadata = {"labeller": json.dumps({"network": description, **(facts or {})})}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_durably(path, save(tensors, metadata))
 
 
 def load_crop_network(path: Path) -> tuple[CropNetwork, dict[str, Any]]:

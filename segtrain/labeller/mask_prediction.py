@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocotools import mask as mask_api
 
+from segtrain.data.segmentations import encode_mask
 from segtrain.labeller.crop_batches import cut_photo, scale_depth
 from segtrain.labeller.crop_network import (
     BOX_HINT,
@@ -77,9 +77,7 @@ class ObjectMask:
 
     def rle(self) -> dict[str, Any]:
         """COCO run-length encoding of the whole photo, counts as text."""
-        encoded: dict[str, Any] = mask_api.encode(np.asfortranarray(self.whole(), np.uint8))
-        encoded["counts"] = encoded["counts"].decode("ascii")
-        return encoded
+        return encode_mask(self.whole())
 
 
 @dataclass(frozen=True, kw_only=True)
