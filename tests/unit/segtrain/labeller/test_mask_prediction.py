@@ -21,6 +21,7 @@ from segtrain.labeller.crop_network import (
     save_crop_network,
 )
 from segtrain.labeller.mask_prediction import touched_pixels
+from segtrain.modeling.backbones import load_efficientnet_lite_weights
 from tests.unit.segtrain.labeller.conftest import draw_disc
 
 
@@ -169,3 +170,17 @@ def test_other_encoders_give_masks_of_the_same_size(encoder: str) -> None:
     with torch.inference_mode():
         logits = network(torch.zeros(1, 3, 64, 64), torch.zeros(1, 2, 64, 64))
     assert logits.shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(("size", "tensors"), [(0, 240), (1, 315), (2, 315)])
+def test_packaged_weights_fill_the_encoder_without_a_hub(size: int, tensors: int) -> None:
+    name = f"tf_efficientnet_lite{size}"
+    network = build_crop_network(name, pretrained=False)
+    before = network.encoder.conv_stem.weight.clone()
+    assert load_efficientnet_lite_weights(network.encoder, name) == tensors
+    assert not torch.equal(network.encoder.conv_stem.weight, before)
+    other = "tf_efficientnet_lite2" if size < 2 else "tf_efficientnet_lite0"
+    with pytest.raises(ValueError, match=r"does not line up|tensors, the model needs"):
+        load_efficientnet_lite_weights(network.encoder, other)
+    with pytest.raises(ValueError, match="no package has weights"):
+        load_efficientnet_lite_weights(network.encoder, "resnet18")
