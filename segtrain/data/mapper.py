@@ -5,6 +5,7 @@ bytes → decode → key → depth from the cache → one drawn geometric plan f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +63,7 @@ class TrainingMapper:
         depth_command: the command that fills the cache, for the message when a map is missing.
         teacher_view: set when the run distils.
         use_masks: hand annotated masks to the model.
+        keep_in_memory: decode each image, and read its depth at each size, once.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class TrainingMapper:
         depth_command: str = "pipeline depth",
         teacher_view: TeacherView | None = None,
         use_masks: bool = False,
+        keep_in_memory: bool = False,
     ) -> None:
         self.settings = settings
         self.seed = seed
@@ -80,6 +83,7 @@ class TrainingMapper:
         self.depth_command = depth_command
         self.teacher_view = teacher_view
         self.use_masks = use_masks
+        self._kept: dict[Any, Any] | None = {} if keep_in_memory else None
 
     def __call__(self, record: ImageRecord, position: int) -> dict[str, Any]:
         """Make the sample of one image.
@@ -97,7 +101,7 @@ class TrainingMapper:
             MissingDepthError: the cache has no map for this image.
         """
         random = np.random.default_rng((self.seed, position))
-        image_rgb, key = read_image(record)
+        image_rgb, key = self._keep(record.path, lambda: read_image(record))
         plan = draw_plan((record.height, record.width), self.settings, random)
         transforms = plan_to_transforms(plan)
         sample: dict[str, Any] = {
@@ -126,13 +130,23 @@ class TrainingMapper:
         depth = self.depth
         assert depth is not None
         try:
-            moved = apply_plan_to_inverse_depth(plan, lambda size: depth.read(key, size))
+            moved = apply_plan_to_inverse_depth(
+                plan, lambda size: self._keep((key, size), lambda: depth.read(key, size))
+            )
         except CacheMissError as error:
             raise MissingDepthError(
                 f"the depth cache has no map for {record.path} (sha256 {key}); "
                 f"fill it with: {self.depth_command}"
             ) from error
         return torch.from_numpy(moved)
+
+    def _keep(self, name: Hashable, read: Callable[[], Any]) -> Any:
+        """What `read` gives, read once if the settings say so."""
+        if self._kept is None:
+            return read()
+        if name not in self._kept:
+            self._kept[name] = read()
+        return self._kept[name]
 
     def _map_instances(self, record: ImageRecord, plan: GeometricPlan) -> Instances:
         instances = Instances(plan.size)

@@ -80,11 +80,13 @@ class TrainLoaderSettings:
     Attributes:
         num_workers: processes that prepare samples; 0 prepares them in the training process.
         prefetch_batches: batches that each worker prepares ahead.
+        keep_in_memory: keep decoded images and depth maps, in each worker: for small data sets.
         augmentation: crop, resize, flip.
     """
 
     num_workers: int = 2
     prefetch_batches: int = 2
+    keep_in_memory: bool = False
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
 

@@ -31,6 +31,8 @@ class LossSettings:
         color_threshold: least colour similarity of an edge.
         color_everywhere: colour a second time, over the whole map: the control that a claim about
             depth has to beat, since consistency links the background too.
+        color_cut_by_depth: whether colour links only neighbours that slant-invariant depth links
+            too: what the laboratory of docs/results.md chose.
         depth_weight: λ_depth, with the depth layer.
         depth_warmup: whether λ_depth grows as the pairwise terms do. Eq. 6 holds it constant, which
             a long learning-rate warm-up forgives; in a short schedule the depth loss then closes
@@ -52,6 +54,7 @@ class LossSettings:
     color: bool = True
     color_threshold: float = 0.3
     color_everywhere: bool = False
+    color_cut_by_depth: bool = False
     depth_weight: float = 1.0
     depth_warmup: bool = False
     depth_pooling: DepthPooling = "pixel"
@@ -102,10 +105,12 @@ class MaskSupervision(Supervision):
         self.settings = settings
 
     def needs_depth(self, *, predicts_depth: bool) -> bool:
-        """With the depth loss or the consistency term; annotated masks alone need none."""
+        """With the depth loss, consistency or colour that depth cuts; not for masks alone."""
         settings = self.settings
         return settings.supervision != "masks" and (
-            (predicts_depth and settings.depth_weight > 0) or settings.consistency
+            (predicts_depth and settings.depth_weight > 0)
+            or settings.consistency
+            or settings.color_cut_by_depth
         )
 
     def losses(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
@@ -149,6 +154,9 @@ class MaskSupervision(Supervision):
                 settings.bottom_pixels_removed,
             )
             edges = edges_from_similarity(similarity, settings.color_threshold)
+            if settings.color_cut_by_depth:
+                planar = DepthLinks(threshold=settings.depth_threshold, slant_invariant=True)
+                edges = edges & masks.depth_edges_of(planar)
             if settings.color:
                 terms["loss_color"] = (weight, edges, masks.extents)
             if settings.color_everywhere:

@@ -130,12 +130,16 @@ class MaskBatch:
     @cached_property
     def depth_edges(self) -> torch.Tensor:
         """(B, 8, H, W): the consistency map, which losses and matching share."""
+        return self.depth_edges_of(self.links)
+
+    def depth_edges_of(self, links: DepthLinks) -> torch.Tensor:
+        """(B, 8, H, W): neighbours that depth links in a given way."""
         validity = []
         for entry in self.entries:
             size = (int(entry["image"].shape[-2]), int(entry["image"].shape[-1]))
             full = image_validity(size, size[0], self.padded_size, 0, self.device)
             validity.append(sample_mask_grid(full))
-        return self.links.edges(self.inverse_depth_255, torch.stack(validity))
+        return links.edges(self.inverse_depth_255, torch.stack(validity))
 
 
 class Supervision:

@@ -27,7 +27,12 @@ FREE_ON_RESUME = {
         "machine_rank",
         "dist_url",
     ),
-    "dataloader": ("test", "train.num_workers", "train.prefetch_batches"),
+    "dataloader": (
+        "test",
+        "train.num_workers",
+        "train.prefetch_batches",
+        "train.keep_in_memory",
+    ),
     # Files count by their content, wherever they lie.
     "data": (
         "name",

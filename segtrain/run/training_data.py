@@ -70,6 +70,7 @@ def iterate_training_batches(
         ),
         teacher_view=teacher_view,
         use_masks=experiment.data.use_masks,
+        keep_in_memory=loader_settings.keep_in_memory,
     )
     sampler = ResumableBatchSampler(
         len(dataset.records),

@@ -99,6 +99,26 @@ def test_same_position_gives_the_same_sample(tmp_path: Path) -> None:
     assert len(shapes) > 1
 
 
+def test_kept_images_and_depth_are_the_same_and_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    data = _write_ramp(path, 40, 60)
+    depth = MapsInMemory({image_key(data): np.arange(2400, dtype=np.float32).reshape(40, 60)})
+    settings = AugmentationSettings(short_sides=[32], max_size=100)
+    keeping = TrainingMapper(settings, seed=0, depth=depth, keep_in_memory=True)
+    reading = TrainingMapper(settings, seed=0, depth=depth)
+    record = _record(path, 40, 60)
+    plain = [reading(record, position) for position in range(4)]
+    keeping(record, 0)
+    path.unlink()
+    depth.maps.clear()
+    for position, expected in enumerate(plain):
+        sample = keeping(record, position)
+        for name in ("image", "inverse_depth_255"):
+            assert torch.equal(sample[name], expected[name])
+    with pytest.raises(DatasetError, match="cannot be read"):
+        reading(record, 0)
+
+
 def test_image_is_bgr_and_boxes_are_scaled(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     Image.new("RGB", (60, 40), (200, 100, 50)).save(path)

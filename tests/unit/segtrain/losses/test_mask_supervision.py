@@ -61,6 +61,19 @@ def test_consistency_belongs_to_the_whole_map_and_color_can(
     assert everywhere["loss_color_everywhere"] == pytest.approx(everywhere["loss_color"], rel=1e-5)
 
 
+def test_depth_cuts_the_links_of_colour(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    assert make_model(color_cut_by_depth=True).needs_depth
+    whole = _losses(make_model, batch, 999)["loss_color"]
+    for entry in batch:  # one plane: nothing to cut
+        size = entry["image"].shape[-2:]
+        entry["inverse_depth_255"] = torch.arange(size[1]).float().expand(size) * 0.7
+    assert _losses(make_model, batch, 999, color_cut_by_depth=True)["loss_color"] == whole
+    for entry in batch:  # a different depth everywhere: nothing left
+        entry["inverse_depth_255"] = torch.rand(entry["image"].shape[-2:]) * 1e5
+    assert _losses(make_model, batch, 999, color_cut_by_depth=True)["loss_color"] < 0.1 * whole
+
+
 def test_annotated_masks_need_no_depth(make_model: MakeModel) -> None:
     assert not make_model(supervision="masks", consistency=True, depth_layer=True).needs_depth
     assert make_model(consistency=True).needs_depth
