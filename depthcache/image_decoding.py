@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,18 @@ def find_image_files(folder: Path) -> FoundFiles:
     found.images.sort()
     found.passed_over.sort()
     return found
+
+
+def name_dataset(paths: Iterable[Path]) -> str:
+    """The folder that images share, by its last two names: `coco/train2017`; empty without images.
+
+    Who looks at a shared cache finds a data set by it; nothing else reads it.
+    """
+    folders = {path.parent for path in paths}
+    if not folders:
+        return ""
+    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    return "/".join(common.parts[1:][-2:])
 
 
 def _open(file: Any) -> Image.Image:

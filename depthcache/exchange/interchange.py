@@ -28,7 +28,13 @@ from depthcache.exchange.writers import WRITERS
 from depthcache.format import segment_format as fmt
 from depthcache.format.quantisation import DEFAULT_BITS, describe_encoding
 from depthcache.format.shard_planning import ShardPlan, plan_segment
-from depthcache.image_decoding import ImageFacts, find_image_files, image_key, read_image_facts
+from depthcache.image_decoding import (
+    ImageFacts,
+    find_image_files,
+    image_key,
+    name_dataset,
+    read_image_facts,
+)
 from depthcache.segments.fingerprint import write_fingerprint
 from depthcache.segments.writer import hold_segment, seal_segment, write_shard
 from depthcache.storage.object_store import ObjectStore, open_store
@@ -145,7 +151,8 @@ def import_maps(
         write_fingerprint(store, name, fingerprint)
         missing = {key: entry for key, entry in matched.items() if key not in known}
         maps.shapes.update(turned)
-        _store_maps(store, name, missing, maps, convention, bits, summary)
+        provenance = {"imported": True, "dataset": name_dataset([images / "*"])}
+        _store_maps(store, name, missing, maps, convention, bits, provenance, summary)
     return summary
 
 
@@ -265,6 +272,7 @@ def _store_maps(
     maps: MapSource,
     convention: str,
     bits: int,
+    provenance: Mapping[str, Any],
     summary: ImportSummary,
 ) -> None:
     shapes: dict[str, tuple[int, int]] = {}
@@ -291,7 +299,7 @@ def _store_maps(
                 failed.update({missing[key]: reason for key, reason in reasons.items()})
                 summary.num_imported += len(shard.keys) - len(reasons)
             if fmt.SEALED not in present:
-                seal_segment(store, prefix, plan, bits=bits, provenance={"imported": True})
+                seal_segment(store, prefix, plan, bits=bits, provenance=provenance)
     summary.failures = [{"path": entry, "reason": why} for entry, why in sorted(failed.items())]
     summary.num_failed = len(failed)
 

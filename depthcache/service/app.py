@@ -34,6 +34,7 @@ from depthcache.service.roots import ServedRoot
 from depthcache.service.uploads import UploadStore
 
 MAX_LOOKUP = 100_000
+MAX_LISTED_MAPS = 200
 STALE_UPLOAD_SECONDS = 24 * 3600.0
 _HOUSEKEEPING_SECONDS = 60.0
 _PAGE_POLICY = (
@@ -253,6 +254,18 @@ def _add_reading(api: FastAPI, service: _Service) -> None:
         body = json.dumps(document, separators=(",", ":"))
         return Response(body, media_type="application/json")
 
+    @api.get("/api/v1/caches/{cache}/maps")
+    def maps(
+        cache: Name,
+        prefix: Annotated[str, Query(pattern="^[0-9a-f]{0,64}$")] = "",
+        offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED_MAPS)] = 24,
+    ) -> dict[str, Any]:
+        """Keys of maps, those of the newest segment first; `prefix` is the beginning of a key."""
+        service.cache(cache)
+        num_maps, listed = service.catalogue.list_maps(cache, prefix, offset, limit)
+        return {"num_maps": num_maps, "maps": listed}
+
     @api.get("/api/v1/caches/{cache}/maps/{digest}.npy")
     def map_npy(cache: Name, digest: Digest) -> Response:
         """The map as float32 .npy: relative inverse depth, larger = nearer."""
@@ -260,10 +273,14 @@ def _add_reading(api: FastAPI, service: _Service) -> None:
         return _with_digest(body, "application/octet-stream")
 
     @api.get("/api/v1/caches/{cache}/maps/{digest}.png")
-    def map_png(cache: Name, digest: Digest) -> Response:
-        """A picture to look at: dark = farther, bright = nearer."""
-        body = render_png(service.map_of_image(cache, digest))
-        return _with_digest(body, "image/png")
+    def map_png(
+        cache: Name, digest: Digest, side: Annotated[int | None, Query(ge=16, le=4096)] = None
+    ) -> Response:
+        """A picture to look at: dark = farther, bright = nearer; `side` bounds its longer side."""
+        body = render_png(service.map_of_image(cache, digest), side)
+        answer = _with_digest(body, "image/png")
+        answer.headers["Cache-Control"] = "private, max-age=3600"  # a map never changes
+        return answer
 
 
 def _with_digest(body: bytes, media_type: str) -> Response:
@@ -447,7 +464,8 @@ def _describe(service: _Service, entry: CacheEntry) -> dict[str, Any]:
         "damaged_segments": list(entry.damaged_segments),
         "model": fingerprint.get("model"),
         "fingerprint": fingerprint,
-        "licences": sorted(_licences(fingerprint, segments)),
+        "licences": _told(fingerprint, segments, "licence", "license", "model_licence"),
+        "datasets": _told(fingerprint, segments, "dataset"),
         "num_segments": len(entry.segments),
         "num_maps": service.catalogue.num_maps(entry.name),
         "num_failed": service.catalogue.num_failed(entry.name),
@@ -455,15 +473,18 @@ def _describe(service: _Service, entry: CacheEntry) -> dict[str, Any]:
     }
 
 
-def _licences(fingerprint: dict[str, Any], segments: Iterable[SealedSegment]) -> set[str]:
+def _told(fingerprint: dict[str, Any], segments: Iterable[SealedSegment], *keys: str) -> list[str]:
+    """What the fingerprint or a segment's provenance says under one of these keys."""
     sources = [fingerprint, *(s.seal.get("provenance") for s in segments)]
-    return {
-        str(source[key])
-        for source in sources
-        if isinstance(source, dict)
-        for key in ("licence", "license", "model_licence")
-        if source.get(key)
-    }
+    return sorted(
+        {
+            str(source[key])
+            for source in sources
+            if isinstance(source, dict)
+            for key in keys
+            if source.get(key)
+        }
+    )
 
 
 def _describe_segment(service: _Service, segment: SealedSegment) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class _CacheIndex:
     rows: npt.NDArray[np.int64]
     bucket_names: list[str]
     num_failed: int
+    newest_first: npt.NDArray[np.intp]
 
 
 @dataclass
@@ -201,6 +202,36 @@ class Catalogue:
             ],
         }
 
+    def list_maps(
+        self, cache: str, prefix: str, offset: int, limit: int
+    ) -> tuple[int, list[dict[str, str]]]:
+        """Keys of maps, those of the newest segment first, a page at a time.
+
+        Args:
+            cache: folder name.
+            prefix: only keys that begin with these hexadecimal digits.
+            offset: how many to leave out.
+            limit: most to list.
+
+        Returns:
+            How many there are in all; `{"digest", "segment", "bucket"}` each.
+        """
+        index = self._cache_index(cache)
+        positions = index.newest_first
+        if prefix:
+            first, last = (bytes.fromhex(prefix.ljust(64, digit)) for digit in "0f")
+            begin = index.digests.searchsorted(np.array(first, _DIGEST))
+            end = index.digests.searchsorted(np.array(last, _DIGEST), side="right")
+            positions = np.arange(begin, end)
+        return len(positions), [
+            {
+                "digest": bytes(index.digests[position]).ljust(32, b"\0").hex(),
+                "segment": index.segment_ids[index.segments[position]],
+                "bucket": index.bucket_names[index.buckets[position]],
+            }
+            for position in positions[offset : offset + limit]
+        ]
+
     def num_maps(self, cache: str) -> int:
         """Images with a map, each counted once."""
         return len(self._cache_index(cache).digests)
@@ -256,14 +287,17 @@ class Catalogue:
             digests, segments = [np.empty(0, _DIGEST)], [np.empty(0, np.int32)]
             buckets, rows = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
         unique, first = np.unique(np.concatenate(digests), return_index=True)
+        segment_of_map = np.concatenate(segments)[first]
+        sealed = np.array([-entry.segments[name].sealed_time for name in segment_ids] or [0.0])
         return _CacheIndex(
             segment_ids=segment_ids,
             digests=unique,
-            segments=np.concatenate(segments)[first],
+            segments=segment_of_map,
             buckets=np.concatenate(buckets)[first],
             rows=np.concatenate(rows)[first],
             bucket_names=bucket_names,
             num_failed=num_failed,
+            newest_first=np.argsort(sealed[segment_of_map], kind="stable"),
         )
 
 

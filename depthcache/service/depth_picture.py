@@ -23,15 +23,21 @@ RAMP = (
 )
 
 
-def render_png(inverse_depth: npt.NDArray[np.float32]) -> bytes:
+def render_png(inverse_depth: npt.NDArray[np.float32], longest_side: int | None = None) -> bytes:
     """Draw relative inverse depth with dark = farther and bright = nearer.
 
     Args:
         inverse_depth: (H, W), finite, larger = nearer; scaled by its own minimum and maximum.
+        longest_side: pixels that the longer side is reduced to; a smaller map stays as it is.
 
     Returns:
-        A PNG file, RGB, H×W.
+        A PNG file, RGB, H×W or less.
     """
+    if longest_side is not None and longest_side < max(inverse_depth.shape):
+        scale = longest_side / max(inverse_depth.shape)
+        height, width = (max(1, round(side * scale)) for side in inverse_depth.shape)
+        reduced = Image.fromarray(inverse_depth).resize((width, height), Image.Resampling.BOX)
+        inverse_depth = np.asarray(reduced)
     low, high = float(inverse_depth.min()), float(inverse_depth.max())
     unit = (inverse_depth - low) / (high - low) if high > low else np.zeros_like(inverse_depth)
     table = np.stack(

@@ -16,6 +16,7 @@ from depthcache.cache_reader import DepthCache
 from depthcache.errors import CacheNotFoundError, CacheUnreachableError
 from depthcache.format import segment_format as fmt
 from depthcache.format.shard_planning import SegmentPlan, ShardPlan, plan_segment
+from depthcache.image_decoding import name_dataset
 from depthcache.segments.fingerprint import write_fingerprint
 from depthcache.segments.writer import hold_segment, seal_segment, write_shard
 from depthcache.stage_one.depth_models import DepthModel, MapShapes, load_with_settings
@@ -314,6 +315,7 @@ def _provenance(job: _Job) -> dict[str, Any]:
 
     return {
         "model_source": job.source,
+        "dataset": name_dataset(job.contents.paths.values()),
         "host": platform.node(),
         "device": job.model.device,
         "libraries": {

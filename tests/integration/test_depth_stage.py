@@ -65,6 +65,12 @@ def test_maps_equal_the_model_up_to_half_a_step(model, images, root):
         assert np.abs(cache.read(_key(path)) - expected).max() <= half_step * 1.01 + 1e-6
 
 
+def test_the_seal_names_the_data_set(images, root):
+    folder = images[0].parent
+    (provenance,) = DepthCache.open(root).info()["provenance"]
+    assert provenance["dataset"] == f"{folder.parent.name}/{folder.name}"
+
+
 def test_second_run_computes_nothing_and_equal_files_share_a_map(model, images, root, tmp_path):
     before = _contents(root)
     twin = Path(shutil.copy(images[0], tmp_path / "twin.png"))

@@ -1,11 +1,17 @@
 "use strict";
 const find = (id) => document.getElementById(id);
-const state = { token: sessionStorage.getItem("token") || "", caches: [] };
+const PAGE_SIZE = 24, PICTURES_AT_ONCE = 4, PICTURE_SIDE = 384;
+const state = { token: sessionStorage.getItem("token") || "", caches: [], waiting: [], drawing: 0 };
 
 async function request(path, options = {}) {
   const headers = { ...(options.headers || {}) };
   if (state.token) headers.Authorization = `Bearer ${state.token}`;
-  const response = await fetch(path, { ...options, headers });
+  let response = await fetch(path, { ...options, headers });
+  for (let trial = 0; response.status === 429 && trial < 5; trial++) {
+    const seconds = Number(response.headers.get("Retry-After")) || 1;
+    await new Promise((resolve) => { setTimeout(resolve, seconds * 1000); });
+    response = await fetch(path, { ...options, headers });
+  }
   if (response.status === 401) find("token-form").hidden = false;
   if (!response.ok) {
     const problem = await response.json().catch(() => ({}));
@@ -52,22 +58,39 @@ async function loadCaches() {
   find("summary").textContent =
     `${state.caches.length} cache${state.caches.length === 1 ? "" : "s"}, ` +
     `${maps.toLocaleString("en")} depth maps, ${formatBytes(bytes)}`;
+  find("cache").replaceChildren(...state.caches.map((cache) => new Option(cache.name)));
+  listCaches();
+  if (state.caches.length) await showCache();
+  else find("commands").textContent = commands("");
+}
+
+function listCaches() {
+  const words = find("words").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = state.caches.filter((cache) => {
+    const text = [cache.name, ...cache.datasets, ...cache.licences, JSON.stringify(cache.fingerprint)]
+      .join(" ").toLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+  find("found").textContent = words.length
+    ? `${found.length} of ${state.caches.length} caches` : "";
   find("caches").replaceChildren();
-  find("cache").replaceChildren();
-  for (const cache of state.caches) {
+  for (const cache of found) {
     const damaged = cache.damaged_segments.length;
     addRow(find("caches"), [
       [cache.name + (damaged ? ` (${damaged} damaged segments)` : ""), "name"],
       [modelName(cache)],
+      [cache.datasets.join(", ")],
       [cache.num_maps.toLocaleString("en"), "number"],
       [cache.num_failed.toLocaleString("en"), "number"],
       [cache.num_segments.toLocaleString("en"), "number"],
       [formatBytes(cache.num_bytes), "number"],
     ]);
-    find("cache").append(new Option(cache.name, cache.name));
   }
-  if (state.caches.length) await showCache();
-  else find("commands").textContent = commands("");
+  if (found.length && !found.some((cache) => cache.name === find("cache").value)) {
+    find("cache").value = found[0].name;
+    return true;
+  }
+  return false;
 }
 
 function flatten(value, prefix, into) {
@@ -90,6 +113,7 @@ async function showCache() {
   for (const segment of cache.segments.slice(0, 20)) {
     addRow(find("segments"), [
       [segment.id, "name"],
+      [String((segment.seal.provenance || {}).dataset || "")],
       [new Date(segment.sealed * 1000).toISOString().slice(0, 16).replace("T", " ") + " UTC"],
       [segment.pinned ? "yes" : "no"],
       [segment.num_objects.toLocaleString("en"), "number"],
@@ -97,6 +121,7 @@ async function showCache() {
     ]);
   }
   find("commands").textContent = commands(name);
+  await listMaps();
 }
 
 function commands(name) {
@@ -113,11 +138,81 @@ function commands(name) {
   ].join("\n");
 }
 
+const visible = new IntersectionObserver((entries) => {
+  for (const entry of entries.filter((each) => each.isIntersecting)) {
+    visible.unobserve(entry.target);
+    state.waiting.push(entry.target);
+  }
+  drawPictures();
+}, { rootMargin: "200px" });
+
+async function drawPictures() {
+  while (state.waiting.length && state.drawing < PICTURES_AT_ONCE) {
+    const frame = state.waiting.shift();
+    if (!frame.isConnected) continue;
+    state.drawing++;
+    drawPicture(frame).finally(() => { state.drawing--; drawPictures(); });
+  }
+}
+
+async function drawPicture(frame) {
+  const { cache, digest, name } = frame.dataset;
+  const path = `/api/v1/caches/${encodeURIComponent(cache)}/maps/${digest}.png?side=${PICTURE_SIDE}`;
+  const picture = element("img");
+  picture.alt = `Depth of ${name}: bright is nearer, dark is farther`;
+  try {
+    picture.src = URL.createObjectURL(await (await request(path)).blob());
+    await picture.decode();
+    frame.replaceChildren(picture);
+    find("legend").hidden = false;
+  } catch (error) {
+    frame.replaceChildren(element("span", error.message, "missing"));
+  } finally {
+    URL.revokeObjectURL(picture.src);
+  }
+}
+
+function pictureFrame(cache, digest, name) {
+  const frame = element("div", undefined, "frame");
+  Object.assign(frame.dataset, { cache, digest, name });
+  visible.observe(frame);
+  return frame;
+}
+
+async function listMaps(offset = 0) {
+  const cache = find("cache").value, prefix = find("key").value.trim().toLowerCase();
+  const said = find("listed");
+  if (!/^[0-9a-f]*$/.test(prefix)) { said.textContent = "A key has 64 hexadecimal digits."; return; }
+  const query = new URLSearchParams({ prefix, offset, limit: PAGE_SIZE });
+  const ticket = state.listing = {};
+  let answer;
+  try {
+    answer = await (await request(`/api/v1/caches/${encodeURIComponent(cache)}/maps?${query}`)).json();
+  } catch (error) {
+    said.textContent = `Could not list: ${error.message}`;
+    return;
+  }
+  if (ticket !== state.listing) return; // asked for something else meanwhile
+  if (!offset) find("gallery").replaceChildren();
+  for (const { digest, segment, bucket } of answer.maps) {
+    const item = find("gallery").appendChild(element("li"));
+    const key = element("div", digest, "digest");
+    key.title = digest;
+    item.append(pictureFrame(cache, digest, digest.slice(0, 12)), key);
+    item.append(element("div", `${bucket} in ${segment.slice(0, 8)}`, "note"));
+  }
+  const shown = offset + answer.maps.length;
+  said.textContent = prefix
+    ? `${answer.num_maps.toLocaleString("en")} maps whose key begins with ${prefix}, ${shown} shown`
+    : `${answer.num_maps.toLocaleString("en")} maps, ${shown} shown, those of the newest segment first`;
+  find("more").hidden = shown >= answer.num_maps;
+  find("more").onclick = () => listMaps(shown);
+}
+
 async function lookUp(images) {
   const cache = find("cache").value;
   const results = find("results");
   results.replaceChildren();
-  find("legend").hidden = true;
   if (!cache) { find("coverage").textContent = "This service holds no cache yet."; return; }
   try {
     const response = await request(`/api/v1/caches/${encodeURIComponent(cache)}/lookup`, {
@@ -128,33 +223,16 @@ async function lookUp(images) {
     const answer = await response.json();
     find("coverage").textContent =
       `${answer.num_present} of ${answer.num_digests} image${images.length === 1 ? "" : "s"} present`;
-    let pictures = 0;
     for (const [i, image] of images.entries()) {
-      const item = element("li");
+      const item = results.appendChild(element("li"));
       const location = answer.locations[i];
+      if (location) item.append(pictureFrame(cache, image.digest, image.name));
       item.append(element("div", image.name), element("div", image.digest, "digest"));
       item.append(element("div", location ? "present" : "missing", location ? "present" : "missing"));
-      if (location) {
-        item.append(element("div", `map ${answer.buckets[location[1]]}, row ${location[2]}`));
-        if (pictures++ < 24) showPicture(item, cache, image);
-      }
-      results.append(item);
+      if (location) item.append(element("div", `map ${answer.buckets[location[1]]}, row ${location[2]}`));
     }
   } catch (error) {
     find("coverage").textContent = `Could not look up: ${error.message}`;
-  }
-}
-
-async function showPicture(item, cache, image) {
-  const picture = element("img");
-  picture.alt = `Depth of ${image.name}: bright is nearer, dark is farther`;
-  try {
-    const path = `/api/v1/caches/${encodeURIComponent(cache)}/maps/${image.digest}.png`;
-    picture.src = URL.createObjectURL(await (await request(path)).blob());
-    item.append(picture);
-    find("legend").hidden = false;
-  } catch (error) {
-    item.append(element("div", error.message, "missing"));
   }
 }
 
@@ -174,15 +252,10 @@ async function lookUpFiles(files) {
   if (images.length) await lookUp(images);
 }
 
-find("search-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const digest = find("digest").value.trim().toLowerCase();
-  if (/^[0-9a-f]{64}$/.test(digest)) lookUp([{ name: "image", digest }]);
-  else find("coverage").textContent = "A digest has 64 hexadecimal digits.";
-});
-find("cache").addEventListener("change", () => {
-  showCache().catch((error) => { find("summary").textContent = error.message; });
-});
+const sayFailure = (error) => { find("summary").textContent = error.message; };
+find("key-form").addEventListener("submit", (event) => { event.preventDefault(); listMaps(); });
+find("words").addEventListener("input", () => { if (listCaches()) showCache().catch(sayFailure); });
+find("cache").addEventListener("change", () => showCache().catch(sayFailure));
 find("files").addEventListener("change", (event) => lookUpFiles(event.target.files));
 find("token-form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -149,8 +149,8 @@ def _image(segment: int, number: int) -> bytes:
 def make_cache() -> Callable[..., Path]:
     """Fill a root with segments of small maps of two shapes; returns the fingerprint folder."""
 
-    def make(root: Path, num_segments: int = 2) -> Path:
-        fingerprint = {"model": "demo", "precision": "fp32", "format_version": 1}
+    def make(root: Path, num_segments: int = 2, model: str = "demo", dataset: str = "") -> Path:
+        fingerprint = {"model": model, "precision": "fp32", "format_version": 1}
         folder = fingerprint_folder(fingerprint)
         store = LocalStore(root)
         store.put(f"{folder}/fingerprint.json", canonical_json(fingerprint))
@@ -167,7 +167,8 @@ def make_cache() -> Callable[..., Path]:
             prefix = f"{folder}/segments/{plan.segment_id}"
             for shard in plan.shards:
                 write_shard(store, prefix, shard, maps, {}, shard_rows=4, bits=12)
-            seal_segment(store, prefix, plan, bits=12, provenance={"model_licence": "Apache-2.0"})
+            provenance = {"model_licence": "Apache-2.0", "dataset": dataset}
+            seal_segment(store, prefix, plan, bits=12, provenance=provenance)
         return root / folder
 
     return make

@@ -43,6 +43,7 @@ def _routes(cache: str) -> list[tuple[str, str, str, set[int]]]:
         ("GET", f"/{cache}/fingerprint.json", READ, {200}),
         ("HEAD", f"/{cache}/fingerprint.json", READ, {200}),
         ("GET", f"/{cache}/absent", READ, {404}),
+        ("GET", f"/api/v1/caches/{cache}/maps", READ, {200}),
         ("GET", f"/api/v1/caches/{cache}/maps/{'0' * 64}.npy", READ, {404}),
         ("GET", f"/api/v1/caches/{cache}/maps/{'0' * 64}.png", READ, {404}),
         ("POST", f"/api/v1/caches/{cache}/lookup", READ, {422}),

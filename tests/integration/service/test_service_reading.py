@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,43 @@ def test_ranges_conditions_and_heads(service: Any, root: Path, segment: Path) ->
         beyond = client.get(path, headers={"Range": f"bytes={len(data)}-"})
         assert beyond.status_code == 416
         assert client.put(path, content=b"x").status_code == 401
+
+
+def test_maps_are_listed_by_age_and_by_the_beginning_of_their_keys(
+    start_service: Callable[..., Any], make_cache: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_cache(tmp_path, num_segments=3)
+    ages = {path.parent.name: age for age, path in enumerate(folder.glob("segments/*/sealed.json"))}
+    for name, age in ages.items():
+        os.utime(folder / "segments" / name / "sealed.json", (1e9 - age, 1e9 - age))
+    path = f"/api/v1/caches/{folder.name}/maps"
+    with start_service(tmp_path).client() as client:
+        whole = client.get(path, params={"limit": 200}).json()
+        assert whole["num_maps"] == len(whole["maps"]) == 36
+        assert [ages[each["segment"]] for each in whole["maps"]] == [0] * 12 + [1] * 12 + [2] * 12
+        pages = [client.get(path, params={"offset": o, "limit": 7}).json() for o in (0, 7, 35, 99)]
+        expected = [whole["maps"][o : o + 7] for o in (0, 7, 35, 99)]
+        assert [each["maps"] for each in pages] == expected
+        keys = sorted(each["digest"] for each in whole["maps"])
+        for prefix in ("", *"0123456789abcdef", keys[5][:3], keys[5], "f" * 64, "0" * 64):
+            answer = client.get(path, params={"prefix": prefix, "limit": 200}).json()
+            named = sorted(each["digest"] for each in answer["maps"])
+            assert named == [key for key in keys if key.startswith(prefix)]
+        wrong = ({"prefix": "F"}, {"prefix": "0" * 65}, {"limit": 201}, {"offset": -1})
+        assert [client.get(path, params=each).status_code for each in wrong] == [422] * 4
+
+
+def test_thumbnails_are_small_and_larger_ones_are_the_map(
+    service: Any, cache: Path, digests: Callable[[Path], list[str]]
+) -> None:
+    path = f"/api/v1/caches/{cache.name}/maps/{digests(cache)[0]}.png"
+    with service.client() as client:
+        sizes = [
+            max(Image.open(io.BytesIO(client.get(path, params=p).content)).size)
+            for p in ({}, {"side": 16}, {"side": 4096})
+        ]
+        assert sizes == [32, 16, 32]
+        assert client.get(path, params={"side": 15}).status_code == 422
 
 
 def test_what_no_manifest_lists_does_not_exist(

@@ -6,6 +6,7 @@ import io
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from PIL import Image
 
 from depthcache import decode_image, image_key
 from depthcache.errors import ImageDecodeError
-from depthcache.image_decoding import find_image_files, read_image_facts, read_image_size
+from depthcache.image_decoding import (
+    find_image_files,
+    name_dataset,
+    read_image_facts,
+    read_image_size,
+)
 
 _RGB = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
 
@@ -193,3 +199,17 @@ def test_decompression_bombs_are_refused_from_their_header():
     for read in (decode_image, read_image_size):
         with pytest.raises(ImageDecodeError, match="pixels"):
             read(png)
+
+
+@pytest.mark.parametrize(
+    ("paths", "name"),
+    [
+        (["/data/coco/train2017/1.jpg", "/data/coco/train2017/2.jpg"], "coco/train2017"),
+        (["/data/coco/train2017/1.jpg", "/data/coco/val2017/2.jpg"], "data/coco"),
+        (["/photos/1.jpg"], "photos"),
+        (["/1.jpg"], ""),
+        ([], ""),
+    ],
+)
+def test_a_data_set_is_named_after_the_folder_that_its_images_share(paths, name):
+    assert name_dataset(map(Path, paths)) == name
