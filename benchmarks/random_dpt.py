@@ -23,7 +23,7 @@ def write_dpt(folder: Path, *, hidden_size: int, num_layers: int, side: int) -> 
         hidden_size=hidden_size, num_hidden_layers=num_layers, intermediate_size=4 * hidden_size,
         num_attention_heads=max(hidden_size // 64, 2), image_size=side, patch_size=16,
         backbone_out_indices=[num_layers * k // 4 - 1 for k in range(1, 5)], is_hybrid=False,
-        neck_hidden_sizes=[width // 2, width, 2 * width, 2 * width], fusion_hidden_size=width,
+        neck_hidden_sizes=[width, 2 * width, 4 * width, 4 * width], fusion_hidden_size=width,
     )  # fmt: skip
     DPTForDepthEstimation(config).save_pretrained(folder)
     DPTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
