@@ -25,6 +25,7 @@ from segtrain.data.augmentations import (
 )
 from segtrain.data.coco_boxes import ImageRecord
 from segtrain.data.image_files import read_image_bytes
+from segtrain.data.photometry import perturb_colours
 from segtrain.data.segmentations import decode_segmentation
 from segtrain.data.settings import AugmentationSettings
 from segtrain.errors import DatasetError, ImageSizeMismatchError, MissingDepthError
@@ -94,7 +95,8 @@ class TrainingMapper:
 
         Returns:
             `image` uint8 (3, H, W) BGR, `height`, `width`, `file_name`, `image_id`, `instances`,
-            with depth `inverse_depth_255` float32 (H, W), with a teacher `teacher_image`.
+            with depth `inverse_depth_255` float32 (H, W), with a teacher `teacher_image`, and where
+            the colours of `image` are perturbed `clean_image`.
 
         Raises:
             DatasetError: the image is missing, broken, or of another size than the file states.
@@ -104,14 +106,19 @@ class TrainingMapper:
         image_rgb, key = self._keep(record.path, lambda: read_image(record))
         plan = draw_plan((record.height, record.width), self.settings, random)
         transforms = plan_to_transforms(plan)
+        clean = to_bgr_tensor(transforms.apply_image(image_rgb))
+        # Drawn after the plan, so that geometry is the same with and without it.
+        perturbed = perturb_colours(clean, self.settings.photometric, random)
         sample: dict[str, Any] = {
-            "image": to_bgr_tensor(transforms.apply_image(image_rgb)),
+            "image": perturbed,
             "height": record.height,
             "width": record.width,
             "file_name": record.file_name,
             "image_id": record.image_id,
             "instances": self._map_instances(record, plan),
         }
+        if perturbed is not clean:
+            sample["clean_image"] = clean
         if self.depth is not None:
             sample["inverse_depth_255"] = self._read_depth(record, key, plan)
         view = self.teacher_view
@@ -120,7 +127,7 @@ class TrainingMapper:
             if view.short_side is not None:
                 teacher_plan = plan.at_short_side(view.short_side, view.max_size)
             sample["teacher_image"] = (
-                sample["image"]
+                clean
                 if teacher_plan == plan
                 else to_bgr_tensor(plan_to_transforms(teacher_plan).apply_image(image_rgb))
             )

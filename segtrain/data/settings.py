@@ -8,8 +8,54 @@ from segtrain.errors import TrainingConfigError
 
 
 @dataclass(kw_only=True)
+class PhotometricSettings:
+    """How colours of the student's image are perturbed; its teacher and colour losses see none.
+
+    Attributes:
+        jitter_probability: chance of a jitter of brightness, contrast, saturation and hue, 0..1.
+        grayscale_probability: chance of a grey picture.
+        blur_probability: chance of a Gaussian blur.
+        brightness: largest relative change, as for contrast and saturation, 0..1.
+        hue: largest turn, as a share of the circle, 0..0.5.
+        blur_sigma: least and largest deviation of the blur, pixels.
+    """
+
+    jitter_probability: float = 0.0
+    grayscale_probability: float = 0.0
+    blur_probability: float = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        largest = dict.fromkeys(
+            ("jitter_probability", "grayscale_probability", "blur_probability"), 1.0
+        )
+        largest |= dict.fromkeys(("brightness", "contrast", "saturation"), 1.0) | {"hue": 0.5}
+        for name, most in largest.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise TrainingConfigError(
+                    f"dataloader.train.augmentation.photometric.{name}={getattr(self, name)} "
+                    f"is not in 0..{most:g}"
+                )
+        if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise TrainingConfigError(
+                f"dataloader.train.augmentation.photometric.blur_sigma={self.blur_sigma}: give the "
+                "least and the largest deviation, above 0"
+            )
+
+    @property
+    def probabilities(self) -> tuple[float, float, float]:
+        """Chances of a jitter, of a grey picture and of a blur."""
+        return self.jitter_probability, self.grayscale_probability, self.blur_probability
+
+
+@dataclass(kw_only=True)
 class AugmentationSettings:
-    """How a training image is cropped, resized and flipped.
+    """How a training image is cropped, resized and flipped, and how its colours change.
 
     Attributes:
         short_sides: one of these is drawn for the shorter side, in pixels.
@@ -17,12 +63,14 @@ class AugmentationSettings:
         flip_probability: of a horizontal flip, 0..1.
         crop_fraction: lower bound of the share of each side that a random crop keeps, in (0, 1];
             1 means no crop.
+        photometric: of the student's colours; off by default.
     """
 
     short_sides: list[int] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])
     max_size: int = 1333
     flip_probability: float = 0.5
     crop_fraction: float = 1.0
+    photometric: PhotometricSettings = field(default_factory=PhotometricSettings)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -5,37 +5,32 @@ Source: arXiv 2403.01214, Eq. 7 to 11. Shape legend: G boxes, D detections, H×W
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from segtrain.distillation.averaged_teacher import (
+    AveragedTeacher,
+    SoftMasks,
+    TeacherSettings,
+    to_student_boxes,
+    to_student_masks,
+)
 from segtrain.distillation.matching import (
     box_affinity,
     depth_matching_scores,
     match_predictions,
     possible_matches,
 )
-from segtrain.distillation.teaching import (
-    has_mask_in_box,
-    reliable_dice_loss,
-    resize_teacher_masks,
-    update_teacher,
-)
+from segtrain.distillation.teaching import has_mask_in_box, reliable_dice_loss
 from segtrain.losses.supervision import BatchBoxes, Entries, MaskBatch
 from segtrain.modeling.fcos import Detections
-from segtrain.precision import multiplies_bfloat16
-
-SoftMasks = list[tuple[Detections, torch.Tensor]]
 
 
 @dataclass(kw_only=True)
-class DistillationSettings:
+class DistillationSettings(TeacherSettings):
     """How teacher masks are matched to boxes. Source: arXiv 2403.01214, Eq. 7 to 11.
 
     Attributes:
@@ -47,10 +42,6 @@ class DistillationSettings:
         beta_decays: β(t) = beta · (1 − t / total_iterations); constant otherwise.
         total_iterations: T, iterations of the schedule.
         score_threshold: least matching score of a mask that teaches.
-        teacher_precision: "bf16" computes the teacher in bfloat16, "student" as precisely as the
-            student; "auto" is "bf16" on CPUs that have instructions for it, else "student".
-        teacher_nms_threshold: IoU above which the teacher drops a lower-scored box; None means the
-            student's. A higher one leaves the matching more masks to choose from.
     """
 
     loss_weight: float = 4.0
@@ -61,15 +52,9 @@ class DistillationSettings:
     beta_decays: bool = True
     total_iterations: int = 90_000
     score_threshold: float = 0.8
-    teacher_precision: Literal["auto", "student", "bf16"] = "auto"
-    teacher_nms_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.teacher_precision not in {"auto", "student", "bf16"}:
-            raise ValueError(
-                'teacher_precision must be "auto", "student" or "bf16", got '
-                f"{self.teacher_precision!r}"
-            )
+        super().__post_init__()
         if not 0 <= self.alpha <= 1 or not 0 <= self.beta <= 1 or self.alpha + self.beta > 1 + 1e-9:
             raise ValueError(
                 f"alpha ({self.alpha}) and beta ({self.beta}) must be at least 0 with a sum of at "
@@ -77,9 +62,6 @@ class DistillationSettings:
             )
         if self.total_iterations < 1:
             raise ValueError(f"total_iterations must be at least 1, got {self.total_iterations}")
-        nms = self.teacher_nms_threshold
-        if nms is not None and not 0 < nms <= 1:
-            raise ValueError(f"teacher_nms_threshold must be an IoU in (0, 1] or null, got {nms}")
 
     @property
     def needs_depth(self) -> bool:
@@ -88,16 +70,7 @@ class DistillationSettings:
 
     def make_teacher(self, student: nn.Module) -> Teacher:
         """A teacher that starts as a frozen copy of the student."""
-        network = copy.deepcopy(student)
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        return Teacher(network, self)
-
-    def teaches_in_bfloat16(self, device: torch.device) -> bool:
-        """Whether the teacher computes in bfloat16, whatever the student does."""
-        if self.teacher_precision == "auto":
-            return multiplies_bfloat16(device)
-        return self.teacher_precision == "bf16"
+        return Teacher.copy_of(student, self)
 
     def beta_at(self, iteration: int) -> float:
         """β(t), 0 without depth matching."""
@@ -108,50 +81,25 @@ class DistillationSettings:
         return self.beta * max(1.0 - iteration / self.total_iterations, 0.0)
 
 
-class Teacher:
-    """A moving average of the student whose masks teach it; the trainer owns it.
+class Teacher(AveragedTeacher):
+    """A moving average of the student whose masks teach it where they match a box well.
 
     Args:
-        network: a CondInst of the student's form; put in evaluation mode.
+        network: a CondInst of the student's form.
         settings: of the matching and of the loss.
     """
 
     def __init__(self, network: Any, settings: DistillationSettings) -> None:
-        self.network = network.eval()
+        super().__init__(network, settings)
         self.settings = settings
-        if settings.teacher_nms_threshold is not None:
-            network.fcos_settings = dataclasses.replace(
-                network.fcos_settings, nms_threshold=settings.teacher_nms_threshold
-            )
 
-    def __str__(self) -> str:
-        device = next(iter(self.network.parameters())).device
-        is_rounded = self.settings.teaches_in_bfloat16(device)
-        return "the teacher" + (", which computes in bfloat16," if is_rounded else "")
-
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """Move a step of the moving average towards the student."""
-        update_teacher(self.network, student, momentum)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers."""
-        state: dict[str, torch.Tensor] = self.network.state_dict()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights and buffers."""
-        self.network.load_state_dict(state)
-
-    @torch.no_grad()
     def predict(self, entries: Entries, truth: BatchBoxes, iteration: int) -> SoftMasks:
         """Detections of each image that may be matched to a box, and their soft masks (D, H, W).
 
-        Computed in bfloat16 if the settings say so, else as precisely as the caller. What can never
-        be matched is not computed: other classes than the image's, masks of detections that are too
-        far from every box.
+        What can never be matched, being too far from every box, is not drawn.
 
         Args:
-            entries: `teacher_image` is the teacher's own view of a photo, `image` else.
+            entries: `teacher_image` is the teacher's own view of a photo, the student's else.
             truth: boxes in the student's frame.
             iteration: for β(t).
         """
@@ -167,18 +115,7 @@ class Teacher:
                 beta=settings.beta_at(iteration),
             )
 
-        device = truth.extents.device
-        precision = (
-            torch.autocast(device.type, dtype=torch.bfloat16)
-            if settings.teaches_in_bfloat16(device)
-            else contextlib.nullcontext()
-        )
-        self.network.eval()
-        with precision:
-            found: SoftMasks = self.network.predict_soft_masks(
-                [_teacher_image(entry) for entry in entries], truth.classes, may_be_matched
-            )
-        return found
+        return self.detect(entries, truth, may_be_matched)
 
     def losses(self, masks: MaskBatch, predictions: SoftMasks) -> dict[str, torch.Tensor]:
         """λ_dice times the reliable dice loss of the student's masks (Eq. 10 and 11).
@@ -215,9 +152,7 @@ class Teacher:
             extents = masks.truth.extents[first_box : first_box + len(boxes)]
             first_box += len(boxes)
             entry = masks.entries[image]
-            in_student = resize_teacher_masks(
-                soft_masks, _size(_teacher_image(entry)), _size(entry["image"]), masks.padded_size
-            )
+            in_student = to_student_masks(entry, soft_masks, masks.padded_size)
             affinity = self._affinity(entry, boxes, detections)
             match = match_predictions(
                 affinity,
@@ -241,18 +176,5 @@ class Teacher:
         self, entry: dict[str, Any], boxes_G4: torch.Tensor, found: Detections
     ) -> torch.Tensor:
         """(G, D): affinity of boxes to what was found in the teacher's view, in the student's."""
-        teacher_height, teacher_width = _size(_teacher_image(entry))
-        height, width = _size(entry["image"])
-        scale = found.boxes.new_tensor([width / teacher_width, height / teacher_height] * 2)
-        return box_affinity(boxes_G4, found.boxes * scale, self.settings.box_affinity)
-
-
-def _teacher_image(entry: dict[str, Any]) -> torch.Tensor:
-    """(3, H, W): the teacher's own view of a photo where there is one."""
-    image: torch.Tensor = entry.get("teacher_image", entry["image"])
-    return image
-
-
-def _size(image: torch.Tensor) -> tuple[int, int]:
-    """Height and width."""
-    return int(image.shape[-2]), int(image.shape[-1])
+        predicted = to_student_boxes(entry, found.boxes)
+        return box_affinity(boxes_G4, predicted, self.settings.box_affinity)

@@ -119,6 +119,42 @@ def reliable_dice_loss(
     return dice_distance(mask_logits_IHW[chosen].sigmoid(), target).sum() / normaliser
 
 
+def pseudo_mask_loss(
+    mask_logits_IHW: torch.Tensor,
+    targets_IHW: torch.Tensor,
+    weights_I: torch.Tensor,
+    extents_I4: torch.Tensor,
+) -> torch.Tensor:
+    """Dice distance over the map, and divergence of the cells' labels in the box, to a teacher's.
+
+    The divergence is the cross entropy less the teacher's own entropy: the same gradient, and zero
+    where the student says what the teacher says.
+
+    Args:
+        mask_logits_IHW: student log-odds.
+        targets_IHW: the teacher's mask of each, bool or probabilities; 0 outside its box.
+        weights_I: how much each teaches.
+        extents_I4: filled cells of each box.
+
+    Returns:
+        Scalar: Σ weight × (dice + mean divergence) / I; graph-connected zero without masks.
+    """
+    normaliser = joint_normaliser(mask_logits_IHW.new_tensor(float(len(mask_logits_IHW))))
+    if len(mask_logits_IHW) == 0:
+        return mask_logits_IHW.sum() * 0.0
+    targets = targets_IHW.to(mask_logits_IHW.dtype)
+    inside = draw_extents(extents_I4, tuple(mask_logits_IHW.shape[1:]))
+    entropies = torch.special.entr(targets) + torch.special.entr(1 - targets)
+    divergences = (
+        F.binary_cross_entropy_with_logits(mask_logits_IHW, targets, reduction="none") - entropies
+    )
+    areas_I = inside.flatten(1).sum(1).clamp(min=1)
+    in_box_I = (divergences * inside).flatten(1).sum(1) / areas_I
+    return (
+        weights_I * (dice_distance(mask_logits_IHW.sigmoid(), targets) + in_box_I)
+    ).sum() / normaliser
+
+
 def has_mask_in_box(masks_GHW: torch.Tensor, extents_G4: torch.Tensor) -> torch.Tensor:
     """Whether a soft mask is above 1/2 anywhere in its box, bool (G,)."""
     inside_GHW = draw_extents(extents_G4, tuple(masks_GHW.shape[1:]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from segtrain.losses.projection import projection_loss
-from segtrain.losses.supervision import MaskBatch, Supervision
+from segtrain.losses.supervision import MaskBatch, Supervision, clean_image
 from segtrain.mask_grid.bitmasks import draw_extents
 from segtrain.mask_grid.upsampling import aligned_bilinear
 from segtrain.mask_grid.validity import downsample_to_mask_grid
@@ -122,7 +122,7 @@ def _read(masks: MaskBatch, name: str) -> torch.Tensor:
     if name == "depth":
         values = masks.inverse_depth_255[:, None]
     elif name == "image":
-        images = [entry["image"].to(masks.device) for entry in masks.entries]
+        images = [clean_image(entry).to(masks.device) for entry in masks.entries]
         values = torch.stack([downsample_to_mask_grid(i, masks.padded_size) for i in images])
     else:
         assert masks.mask_features is not None

@@ -16,7 +16,7 @@ from segtrain.losses.consistency import DepthLinks
 from segtrain.losses.depth import DepthPooling, depth_loss
 from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
 from segtrain.losses.projection import dice_distance, projection_loss
-from segtrain.losses.supervision import MaskBatch, Supervision, warm_up
+from segtrain.losses.supervision import MaskBatch, Supervision, clean_image, warm_up
 from segtrain.process_group import joint_normaliser
 
 
@@ -148,7 +148,7 @@ class MaskSupervision(Supervision):
         terms: dict[str, tuple[float, torch.Tensor, torch.Tensor]] = {}
         if settings.color or settings.color_everywhere:
             similarity = color_similarity(
-                [entry["image"].to(masks.device) for entry in masks.entries],
+                [clean_image(entry).to(masks.device) for entry in masks.entries],
                 [int(e.get("height", e["image"].shape[-2])) for e in masks.entries],
                 masks.padded_size,
                 settings.bottom_pixels_removed,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -186,7 +186,13 @@ class MaskTeacher(Protocol):
 
 
 class Distillation(Protocol):
-    """Settings that make a teacher when the trainer asks for one."""
+    """Settings that make a teacher when the trainer asks for one.
+
+    Attributes:
+        is_the_method: whether a run without the teacher would be another method.
+    """
+
+    is_the_method: ClassVar[bool]
 
     @property
     def needs_depth(self) -> bool:
@@ -194,6 +200,12 @@ class Distillation(Protocol):
 
     def make_teacher(self, student: Any) -> MaskTeacher:
         """A teacher that starts as a copy of the student."""
+
+
+def clean_image(entry: dict[str, Any]) -> torch.Tensor:
+    """(3, H, W): the photo in its own colours, where the student sees them perturbed."""
+    image: torch.Tensor = entry.get("clean_image", entry["image"])
+    return image
 
 
 def warm_up(iteration: int, num_iterations: int, start: float = 0.0) -> float:

@@ -212,13 +212,18 @@ def require_consistent_settings(
     if model.needs_depth and not depth.enabled:
         raise TrainingConfigError(
             "depth.enabled=False, but the model's losses read depth; set depth.enabled=True, or "
-            "switch off model.depth_layer, model.consistency, distillation's depth_matching and "
-            "what reads depth in model.supervision"
+            "switch off model.depth_layer, model.consistency and what reads depth in "
+            "model.distillation (depth_matching, depth_weight) and in model.supervision"
         )
     if train.distill_from is not None and model.distillation is None:
         raise TrainingConfigError(
             f"train.distill_from={train.distill_from} needs model.distillation, which is null; "
             "set train.distill_from=null, or start from a config with distillation"
+        )
+    if train.distill_from is None and model.distillation and model.distillation.is_the_method:
+        raise TrainingConfigError(
+            f"train.distill_from=null, but {type(model.distillation).__name__} teaches by its "
+            "teacher alone; set train.distill_from=0.0, or model.distillation=null"
         )
 
 

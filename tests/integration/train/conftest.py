@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from detectron2.config import LazyConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from depthcache.exchange.interchange import import_maps
 from pipeline.synth import generate_dataset
@@ -102,7 +102,8 @@ def load_tiny(tiny_config: Path) -> Callable[..., Any]:
     def load(changes: dict[str, Any] | None = None) -> Any:
         cfg = LazyConfig.load(str(tiny_config))
         for key, value in (changes or {}).items():
-            OmegaConf.update(cfg, key, value)
+            # An object replaces the one that was there; plain values are merged into it.
+            OmegaConf.update(cfg, key, value, merge=not isinstance(value, DictConfig))
         return cfg
 
     return load

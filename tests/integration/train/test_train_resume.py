@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import LazyConfig
+from detectron2.config import LazyCall, LazyConfig
 
 from depthcache.exchange.interchange import import_maps
+from segtrain.distillation.box_teacher import BoxTeacherSettings
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import list_checkpoints, load_state
 from segtrain.run.metrics_log import read_metrics
@@ -99,6 +100,39 @@ def test_run_interrupted_at_every_iteration_ends_as_the_uninterrupted_one(
         random.seed(due)
     assert train_model(load_tiny(changes), tmp_path, resume=True).num_resumed == 4
     _assert_same_runs(uninterrupted, tmp_path)
+
+
+# What keeps the masks of an untrained teacher, so that it teaches from the first step.
+_TEACHES = {"train.distill_from": 0.0, "model.score_threshold": 0.001}
+TEACHERS = {
+    "box_teacher": {
+        "model.distillation": LazyCall(BoxTeacherSettings)(min_iou=0.0),
+        "dataloader.train.augmentation.photometric": {
+            "jitter_probability": 0.8,
+            "grayscale_probability": 0.2,
+            "blur_probability": 0.5,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("method", TEACHERS)
+@pytest.mark.usefixtures("two_threads")
+def test_other_teachers_resume_as_if_never_interrupted(
+    tmp_path: Path, load_tiny: Callable[..., Any], method: str
+) -> None:
+    changes = TEACHERS[method] | _TEACHES | {"train.max_iter": 3, "train.checkpoint_period": 1}
+
+    def stop(iteration: int, max_iter: int, metrics: dict[str, float]) -> None:
+        if iteration == 2:
+            raise _Interrupted
+
+    whole = train_model(load_tiny(changes), tmp_path / "whole", resume=False)
+    assert whole.last_metrics["loss_pseudo"] > 0
+    with pytest.raises(_Interrupted):
+        train_model(load_tiny(changes), tmp_path / "parts", resume=False, on_progress=stop)
+    assert train_model(load_tiny(changes), tmp_path / "parts", resume=True).num_resumed == 1
+    _assert_same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_another_length_or_a_fresh_start_is_refused(

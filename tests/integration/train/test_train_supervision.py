@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.config import LazyCall
 from detectron2.engine import launch
 
 from depthcache.storage.bucket import BucketStore
+from segtrain.distillation.box_teacher import BoxTeacherSettings
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
 from segtrain.run import trainer as training
 from segtrain.run.checkpoints import list_checkpoints, load_state, save_atomically
@@ -141,6 +143,10 @@ def test_workers_read_depth_from_a_bucket(
         (
             {"train.distill_from": 0.5, "model.distillation": None},
             "train.distill_from=0.5 needs model.distillation",
+        ),
+        (
+            {"model.distillation": LazyCall(BoxTeacherSettings)()},
+            r"BoxTeacherSettings.*set train.distill_from=0.0",
         ),
     ],
 )

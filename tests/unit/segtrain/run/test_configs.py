@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config import take_snapshot
 from segtrain.data.settings import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
+from segtrain.distillation.teacher import DistillationSettings
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import initialise_weights
 from segtrain.run.optimizer import OptimizerSettings, scale_learning_rate
@@ -70,7 +71,7 @@ def test_config_builds_its_model(name: str) -> None:
     assert model.needs_depth == depth.enabled
     assert (model.distillation is not None) == (distillation_start(train) is not None)
     assert model.supervision.reads_masks == data.use_masks
-    if model.distillation is not None:
+    if isinstance(model.distillation, DistillationSettings):
         assert model.distillation.total_iterations == train.max_iter
 
 
