@@ -8,8 +8,9 @@ this way, with the same batches, so that they give the same bytes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,11 @@ def compute_shards(
         if progress is not None:
             progress(num_keys)
 
-    with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(1) as writing:
+    with (
+        _torch_threads_for(model),
+        ThreadPoolExecutor(readers) as reading,
+        ThreadPoolExecutor(1) as writing,
+    ):
         opened = _OpenShard(plan=shards[0]) if shards else None
         coming = 0
         for number, (position, keys) in enumerate(batches):
@@ -120,6 +125,23 @@ def compute_shards(
         while behind:
             finish_oldest()
     return outcome
+
+
+@contextmanager
+def _torch_threads_for(model: DepthModel) -> Iterator[None]:
+    """With the network on a GPU, torch's CPU threads serve the readers alone: one for each.
+
+    Else every reader's resampling asks for as many threads as there are cores.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if model.device != "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_image(model: DepthModel, path: Path, key: str) -> Any:
