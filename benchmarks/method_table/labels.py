@@ -1,0 +1,130 @@
+"""Masks from boxes: the labeller adapts to the training boxes and draws a mask for each."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from benchmarks.method_table.scenes import Scenes, read_annotations, write_masks
+from depthcache import DepthCache, decode_image, image_key
+from pipeline.resources import labeller_path
+from segtrain.labeller import (
+    BoxedPhoto,
+    LabellerSettings,
+    adapt_labeller,
+    label_boxes,
+    load_labeller,
+)
+
+APPEARANCES = ("textured", "camouflaged", "easy")
+
+
+def label_scenes(
+    scenes: Scenes,
+    name: str,
+    *,
+    reads_depth: bool,
+    split: str,
+    iterations: int,
+    seed: int,
+    on_progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Adapt the shipped labeller to the training boxes, and write its masks as `name`.
+
+    Args:
+        scenes: where.
+        name: of the training split's COCO file with these masks.
+        reads_depth: sensed depth as loss and input.
+        split: on whose boxes the labeller itself is measured.
+        iterations: steps of the adaptation.
+        seed: of its order and margins.
+        on_progress: told what is being done; may raise to stop.
+
+    Returns:
+        `iou` on the split's boxes and `iou_of_labels` on the training boxes.
+    """
+    settings = LabellerSettings(
+        depth="both" if reads_depth else "off", max_iterations=iterations, seed=seed
+    )
+    weights = adapt_labeller(
+        list_photos(scenes, "train"),
+        settings,
+        scenes.folder / "labellers" / name,
+        start=labeller_path(),
+        on_progress=lambda done, *_: on_progress(f"iteration {done}"),
+    )
+    labeller = load_labeller(weights, uses_depth=reads_depth)
+    found = {}
+    for part in ("train", split):
+        found[part] = [
+            mask.rle()
+            for photo in list_photos(scenes, part)
+            for mask in label_boxes(
+                labeller,
+                photo.load_image(),
+                photo.boxes,
+                photo.load_inverse_depth() if photo.load_inverse_depth else None,
+            )
+        ]
+    write_masks(scenes, "train", name, found["train"])
+    return {
+        "iou": mean_ious(found[split], read_annotations(scenes, split)),
+        "iou_of_labels": mean_ious(found["train"], read_annotations(scenes, "train")),
+    }
+
+
+def list_photos(scenes: Scenes, split: str) -> list[BoxedPhoto]:
+    """The split's pictures that have boxes, in the order of its annotations."""
+    cache = DepthCache.open(scenes.depth(split, "sensed"))
+    document = json.loads(scenes.annotations(split).read_text())
+    boxes: dict[int, list[list[float]]] = {}
+    for annotation in document["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        boxes.setdefault(annotation["image_id"], []).append([x, y, x + width, y + height])
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    photos = []
+    for image_id, own in boxes.items():
+        path = scenes.images(split) / names[image_id]
+        photos.append(
+            BoxedPhoto(
+                name=path.name,
+                boxes=np.array(own, np.float32),
+                load_image=functools.partial(_read_image, path),
+                load_inverse_depth=functools.partial(_read_depth, path, cache),
+            )
+        )
+    return photos
+
+
+def mean_ious(
+    masks: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """Mean IoU of masks with the true ones: of `all`, and of each appearance.
+
+    Args:
+        masks: COCO run-length codes, one for each annotation.
+        annotations: with `segmentation` and `appearance`.
+    """
+    values: dict[str, list[float]] = {}
+    for mask, annotation in zip(masks, annotations, strict=True):
+        iou = float(mask_api.iou([mask], [annotation["segmentation"]], [0])[0, 0])
+        for group in ("all", annotation["appearance"]):
+            values.setdefault(group, []).append(iou)
+    return {
+        group: float(np.mean(values[group])) for group in ("all", *APPEARANCES) if group in values
+    }
+
+
+def _read_image(path: Path) -> Any:
+    return decode_image(path.read_bytes())
+
+
+def _read_depth(path: Path, cache: DepthCache) -> Any:
+    data = path.read_bytes()
+    return cache.read(image_key(data), decode_image(data).shape[:2])
