@@ -75,6 +75,7 @@ ROWS: dict[str, Row] = {
     "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled"),
     "bbtp": Row(title="BBTP", config="baselines/bbtp_r50"),
     "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50"),
+    "box_teacher": Row(title="BoxTeacher", config="baselines/box_teacher_r50"),
     "layer": _ablation("BoxInst + depth layer", "ablation/depth_layer"),
     "consistency": _ablation("BoxInst + consistency", "ablation/consistency"),
     "layer_consistency": _ablation("BoxInst + both"),
@@ -87,6 +88,9 @@ ROWS: dict[str, Row] = {
     ),
     "paper_predicted": Row(
         title="the paper's method, predicted depth", config=_FULL, depth="predicted", tier=1
+    ),
+    "box_teacher_depth": _ablation(
+        "BoxTeacher + consistency", "baselines/box_teacher_r50", model__consistency=True
     ),
     "in_box": _ablation("both, consistency inside the box", "ablation/consistency_inside_box"),
     "delayed": _ablation("both, consistency from half the run", model__consistency_start=0.5),

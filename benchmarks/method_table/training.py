@@ -154,8 +154,10 @@ def make_config(
         cfg.model.masks_per_image = 16  # five or more of each object
     asked = {name: cfg.train[name] for name in _KEPT_OF_TRAIN}
     is_teacher_equal = cfg.train.teacher_short_side is None
+    photometric = cfg.dataloader.train.augmentation.photometric
     for part in ("train", "optimizer", "schedule", "dataloader"):
         cfg[part] = small[part]
+    cfg.dataloader.train.augmentation.photometric = photometric
     side = budget.short_side
     changes = {
         **{f"train.{name}": value for name, value in asked.items()},

@@ -20,8 +20,9 @@ from segtrain.mask_grid.bitmasks import draw_extents
 from segtrain.mask_grid.neighbours import DILATION, HALF_DIRECTIONS, pair_slices
 from segtrain.process_group import joint_normaliser
 
-# Whole-map processing keeps this many instances at a time, which bounds its memory.
-_INSTANCES_PER_CHUNK = 32
+# Whole-map processing looks at this many cells at a time, which bounds its memory: 32 instances of
+# a photo at short side 800, hundreds of a small one, where launches would cost more than cells.
+_CELLS_PER_CHUNK = 32 * 200 * 336
 
 
 def edges_from_similarity(similarity_B8HW: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -160,8 +161,9 @@ def _visits(
     num_instances, height, width = mask_logits_IHW.shape
     if mask_logits_IHW.device.type != "cpu":
         rows, columns = slice(0, height), slice(0, width)
-        for start in range(0, num_instances, _INSTANCES_PER_CHUNK):
-            chosen = slice(start, start + _INSTANCES_PER_CHUNK)
+        per_chunk = max(_CELLS_PER_CHUNK // (height * width), 1)
+        for start in range(0, num_instances, per_chunk):
+            chosen = slice(start, start + per_chunk)
             weights = [
                 term[image_indices_I[chosen]]
                 & draw_extents(extent[chosen], (height, width))[:, None]
