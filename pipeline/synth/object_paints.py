@@ -30,24 +30,44 @@ class Paint:
         tile: index of the pattern, −1 for one colour.
         colours: (256, 3) uint8 RGB by grey value.
         scale: tile pixels per picture pixel.
+        grain: index of the pattern that varies the brightness: nothing in a photo is flat.
+        grain_strength: share of the brightness that it varies by; 0 for none.
     """
 
     tile: int
     colours: ByteArray
     scale: float
+    grain: int = 0
+    grain_strength: float = 0.0
 
     def fill(
         self, rng: np.random.Generator, tiles: ByteArray, height: int, width: int
     ) -> FloatArray:
         """(height, width, 3) float32 in 0..255."""
         if self.tile < 0:
-            return np.broadcast_to(self.colours[128].astype(np.float32), (height, width, 3))
-        h = int(np.clip(height * self.scale, 4, TILE))
-        w = int(np.clip(width * self.scale, 4, TILE))
-        y, x = rng.integers(0, TILE - h + 1), rng.integers(0, TILE - w + 1)
-        grey = tiles[self.tile, y : y + h, x : x + w]
-        grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
-        return self.colours[grey].astype(np.float32)
+            plain = self.colours[128].astype(np.float32)
+            if not self.grain_strength:
+                return np.broadcast_to(plain, (height, width, 3))
+            rgb = np.full((height, width, 3), plain, np.float32)
+        else:
+            rgb = self.colours[_cut(rng, tiles[self.tile], self.scale, height, width)].astype(
+                np.float32
+            )
+        if self.grain_strength:
+            grain = _cut(rng, tiles[self.grain], self.scale * 1.7, height, width)
+            rgb *= (1 + self.grain_strength * (grain / np.float32(127.5) - 1))[..., None]
+        return rgb
+
+
+def _cut(
+    rng: np.random.Generator, tile: ByteArray, scale: float, height: int, width: int
+) -> ByteArray:
+    """A random window of a pattern, enlarged to (height, width)."""
+    h = int(np.clip(height * scale, 4, TILE))
+    w = int(np.clip(width * scale, 4, TILE))
+    y, x = rng.integers(0, TILE - h + 1), rng.integers(0, TILE - w + 1)
+    window = tile[y : y + h, x : x + w]
+    return np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 # How often a role has one colour only.
@@ -71,7 +91,14 @@ def draw_paint(rng: np.random.Generator, num_tiles: int, role: str = "a") -> Pai
         other = np.array(_natural_colour(rng))
         near = np.clip(palette[0] * rng.uniform(0.45, 1.45) + rng.normal(0, 8, 3), 0, 255)
         palette.append(near + (other - near) * spread * rng.uniform())
-    return Paint(tile, _ramp(rng, np.array(palette)), float(np.exp(rng.uniform(-1.2, 0.9))))
+    strength = float(np.exp(rng.uniform(-3.5, -0.9))) if rng.uniform() < 0.7 else 0.0
+    return Paint(
+        tile=tile,
+        colours=_ramp(rng, np.array(palette)),
+        scale=float(np.exp(rng.uniform(-1.2, 0.9))),
+        grain=int(rng.integers(num_tiles)),
+        grain_strength=strength,
+    )
 
 
 def _ramp(rng: np.random.Generator, palette: FloatArray) -> ByteArray:

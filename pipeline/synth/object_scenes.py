@@ -68,7 +68,12 @@ class _Sprite:
 
 
 def draw_scene(
-    rng: np.random.Generator, tiles: ByteArray, *, size: int = 256, camouflage: float = 0.08
+    rng: np.random.Generator,
+    tiles: ByteArray,
+    *,
+    size: int = 256,
+    camouflage: float = 0.08,
+    backdrop: ObjectScene | None = None,
 ) -> ObjectScene:
     """Throw the dice for one picture.
 
@@ -77,14 +82,18 @@ def draw_scene(
         tiles: of `object_paints.draw_pattern_tiles`.
         size: pixels of a side.
         camouflage: share of objects that are painted like what is behind them.
+        backdrop: an earlier scene that may stand behind this one, so that objects are surrounded by
+            things, as they are in photos, and not by patterns.
     """
     light = _unit(np.array((rng.normal(0, 0.7), rng.normal(-0.7, 0.5), rng.uniform(0.4, 1.2))))
     canvas, stuff = _draw_background(rng, tiles, size)
+    if backdrop is not None and rng.uniform() < 0.6:
+        _hang(rng, canvas, backdrop)
     if rng.uniform() < 0.4:  # the background is out of focus
         canvas.rgb = cv2.GaussianBlur(canvas.rgb, (0, 0), float(np.exp(rng.uniform(-0.3, 1.6))))
-    count = int(rng.integers(1, 9) if rng.uniform() < 0.55 else rng.integers(8, 22))
+    count = int(rng.integers(1, 9) if rng.uniform() < 0.45 else rng.integers(8, 22))
     full_areas, camouflaged = np.zeros(0, np.float32), []
-    placements = _place(rng, count, size)
+    placements = _place(rng, count, size, is_crowded=rng.uniform() < 0.35)
     outline = draw_outline(rng)
     paints: dict[str, Paint] = {}
     is_group = rng.uniform() < 0.3
@@ -143,10 +152,11 @@ def list_objects(
 
 
 def _place(
-    rng: np.random.Generator, count: int, size: int
+    rng: np.random.Generator, count: int, size: int, *, is_crowded: bool
 ) -> list[tuple[float, float, float, float]]:
     """x, y of the middle, extent in pixels and nearness, from far to near."""
-    scale = float(np.exp(rng.uniform(math.log(22), math.log(190)))) * size / 256
+    least = 60 if is_crowded else 22  # large and many: every object touches others
+    scale = float(np.exp(rng.uniform(math.log(least), math.log(190)))) * size / 256
     centre = rng.uniform(0.2, 0.8, 2) * size
     spread = rng.choice((0.12, 0.3, 0.6)) * size
     placed = []
@@ -195,6 +205,21 @@ def _draw_background(
         np.full((size, size), _BACKGROUND, np.int16),
         depth,
     ), paints
+
+
+def _hang(rng: np.random.Generator, canvas: _Canvas, backdrop: ObjectScene) -> None:
+    """Put a part of an earlier scene behind everything; its objects are nobody's here."""
+    size = canvas.rgb.shape[0]
+    side = int(rng.uniform(0.4, 1.0) * len(backdrop.image))
+    y, x = rng.integers(0, len(backdrop.image) - side + 1, 2)
+    window = (slice(y, y + side), slice(x, x + side))
+    picture = cv2.resize(backdrop.image[window], (size, size), interpolation=cv2.INTER_LINEAR)
+    depth = cv2.resize(backdrop.inverse_depth[window], (size, size))
+    if rng.uniform() < 0.5:
+        picture, depth = picture[:, ::-1], depth[:, ::-1]
+    cast = picture.mean((0, 1)) + 1  # taken off, or casts add up from scene to scene
+    canvas.rgb[:] = picture * ((cast.mean() / cast) ** 0.8 * np.exp(rng.normal(0, 0.2)))
+    canvas.depth[:] = 0.1 + rng.uniform(0.1, 0.4) * depth
 
 
 def _draw_sprite(
@@ -389,8 +414,8 @@ def _photograph(rng: np.random.Generator, rgb: FloatArray, depth: FloatArray) ->
             kernel, (0, int(rng.integers(length))), (length - 1, int(rng.integers(length))), 1.0
         )
         rgb = cv2.filter2D(rgb, -1, kernel / kernel.sum())
-    if rng.uniform() < 0.04:
-        rgb = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2)
+    grey = rgb.mean(2, keepdims=True)
+    rgb = grey + (rgb - grey) * np.float32(0 if rng.uniform() < 0.04 else rng.uniform(0.4, 1.1))
     strength = float(np.exp(rng.uniform(-1, 2.5)))
     noise = rng.standard_normal(rgb.shape[:2], np.float32)[..., None] * 0.7
     noise = noise + rng.standard_normal(rgb.shape, np.float32) * 0.7
