@@ -5,7 +5,7 @@ The way of a scene: `scene_layout` throws the dice (camera, room, objects), `sha
 as a COCO data set, `contact_sheet` draws an overview.
 
 Beside them, flat and a hundred times faster, for the labeller: `object_outlines`, `object_paints`,
-`object_scenes`.
+`object_scenes`; `scene_chunks` and `scene_crops` turn them into training batches.
 """
 
 from __future__ import annotations

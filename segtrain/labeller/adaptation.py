@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import torch
 from torch import nn
 
 from segtrain.errors import CheckpointError, NonFiniteLossError
-from segtrain.labeller.crop_batches import BoxedPhoto, CropBatch, CropSource
-from segtrain.labeller.crop_losses import crop_losses
+from segtrain.labeller.crop_batches import BoxedPhoto, CropBatch, CropSource, KnownCrops
+from segtrain.labeller.crop_losses import TeacherMasks, crop_losses, known_mask_loss
 from segtrain.labeller.crop_network import (
     BOX_HINT,
     DEPTH_HINT,
@@ -33,6 +34,7 @@ from segtrain.labeller.crop_network import (
     load_crop_network,
     save_crop_network,
 )
+from segtrain.labeller.pasted_objects import paste_objects
 from segtrain.labeller.settings import LabellerSettings
 from segtrain.mask_grid.bitmasks import draw_extents, fill_ratio
 from segtrain.run.checkpoints import load_state, save_atomically
@@ -58,6 +60,8 @@ def adapt_labeller(
     on_progress: OnProgress | None = None,
     resume: bool = True,
     device: torch.device | None = None,
+    known_crops: Callable[[int], KnownCrops] | None = None,
+    is_deterministic: bool = True,
 ) -> Path:
     """Learn masks from boxes.
 
@@ -71,6 +75,9 @@ def adapt_labeller(
         on_progress: called after every iteration with iterations done, in all, and the losses.
         resume: go on from the folder's state, if there is one.
         device: where to compute; None takes a GPU where there is one.
+        known_crops: draws, for an iteration, crops whose masks are known, of `settings.crop_size`;
+            they are learned beside the boxes.
+        is_deterministic: False lets a GPU add in any order: faster, and no two runs are alike.
 
     Returns:
         The adapted weights, `folder/labeller.safetensors`.
@@ -82,9 +89,10 @@ def adapt_labeller(
     """
     device = device or default_device()
     run = _Adaptation(photos, settings, folder, start, device)
+    run.known_crops = known_crops
     if resume and run.state_path.is_file():
         run.load()
-    with deterministic_algorithms(device, enabled=True):
+    with deterministic_algorithms(device, enabled=is_deterministic):
         run.go(minutes, on_progress)
     save_crop_network(
         run.result(),
@@ -119,6 +127,9 @@ class _Adaptation:
         self.optimizer = _build_optimizer(self.student, settings)
         self.iteration, self.total, self.seconds = 0, 0, 0.0
         self.fill, self.has_warned = 0.5, False
+        self.known_crops: Callable[[int], KnownCrops] | None = None
+        self.drawer = ThreadPoolExecutor(1, thread_name_prefix="crops")
+        self.drawn: tuple[int, Future[CropBatch]] | None = None
 
     def go(self, minutes: float | None, on_progress: OnProgress | None) -> None:
         """Run to the end of the plan."""
@@ -150,6 +161,7 @@ class _Adaptation:
             raise
         finally:
             log.close()
+            self.drawer.shutdown(cancel_futures=True)
         self.save()
 
     def _plan(self, minutes: float) -> int:
@@ -161,13 +173,23 @@ class _Adaptation:
     def step(self) -> dict[str, float]:
         """Draw a batch, learn from it, follow with the teacher."""
         settings = self.settings
-        batch = self.source.draw(self.iteration).to(self.device)
-        teacher_NGG = self._teach(batch) if settings.teacher_weight else None
-        hints_N2SS = drop_hints(batch.hints, settings, self.iteration)
-        logits_NGG = self.student(
-            batch.rgb.contiguous(memory_format=torch.channels_last), hints_N2SS
+        batch = self._draw()
+        teacher = self._teach(batch) if settings.teacher_weight or settings.paste_share else None
+        known = self._draw_known(batch, teacher)
+        rgb_N3SS = torch.cat([batch.rgb, *(crops.rgb for crops in known)])
+        hints_N2SS = torch.cat(
+            [drop_hints(batch.hints, settings, self.iteration), *(c.hints for c in known)]
         )
-        losses = crop_losses(logits_NGG, batch, teacher_NGG, settings)
+        logits = self.student(rgb_N3SS.contiguous(memory_format=torch.channels_last), hints_N2SS)
+        logits_NGG = logits[: len(batch.rgb)]
+        losses = crop_losses(
+            logits_NGG, batch, teacher if settings.teacher_weight else None, settings
+        )
+        if known:
+            targets = torch.cat([crops.target for crops in known])
+            losses["known"] = settings.known_weight * known_mask_loss(
+                logits[len(batch.rgb) :], targets
+            )
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             raise NonFiniteLossError(
@@ -190,24 +212,56 @@ class _Adaptation:
             "learning_rate": settings.learning_rate * factor,
         }
 
+    def _draw(self) -> CropBatch:
+        """This iteration's batch; on a GPU the next one is drawn meanwhile."""
+        if self.device.type == "cpu":
+            return self.source.draw(self.iteration)
+        if self.drawn is None or self.drawn[0] != self.iteration:
+            self.drawn = self.iteration, self.drawer.submit(self.source.draw, self.iteration)
+        batch = self.drawn[1].result()
+        self.drawn = (
+            self.iteration + 1,
+            self.drawer.submit(self.source.draw, self.iteration + 1),
+        )
+        return batch.to(self.device)
+
+    def _draw_known(self, batch: CropBatch, teacher: TeacherMasks | None) -> list[KnownCrops]:
+        """Crops with known masks: composites, and what the caller draws."""
+        known = []
+        num = round(self.settings.paste_share * len(batch.rgb))
+        if num and teacher is not None:
+            generator = torch.Generator().manual_seed(
+                self.settings.seed * 1_000_003 + self.iteration + 500_000
+            )
+            known.append(paste_objects(batch.rgb, teacher.masks, num, generator))
+        if self.known_crops is not None:
+            known.append(
+                KnownCrops(*(part.to(self.device) for part in self.known_crops(self.iteration)))
+            )
+        return known
+
     @torch.no_grad()
-    def _teach(self, batch: CropBatch) -> torch.Tensor:
+    def _teach(self, batch: CropBatch) -> TeacherMasks:
         """The teacher's masks: it knows the box, and sees each crop and its mirror image."""
-        views = []
-        for mirrored in (False, True):
-            rgb, hints = batch.plain_rgb, batch.hints
-            if mirrored:
-                rgb, hints = rgb.flip(3), hints.flip(3)
-            seen = self.teacher(rgb.contiguous(memory_format=torch.channels_last), hints).sigmoid()
-            views.append(seen.flip(2) if mirrored else seen)
-        probabilities = torch.stack(views).mean(0)
-        return probabilities * draw_extents(batch.extents, probabilities.shape[1:])
+        rgb = torch.cat((batch.plain_rgb, batch.plain_rgb.flip(3)))
+        hints = torch.cat((batch.hints, batch.hints.flip(3)))
+        seen = self.teacher(rgb.contiguous(memory_format=torch.channels_last), hints).sigmoid()
+        first, second = seen.chunk(2)
+        inside = draw_extents(batch.extents, seen.shape[1:])
+        first, second = first * inside, second.flip(2) * inside
+        a, b = first > 0.5, second > 0.5
+        union = (a | b).sum((1, 2))
+        return TeacherMasks((first + second) / 2, (a & b).sum((1, 2)) / union.clamp(min=1))
 
     @torch.no_grad()
     def _follow(self) -> None:
-        for kept, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-            if new.requires_grad:
-                kept.lerp_(new, 1 - self.settings.teacher_decay)
+        learned = [p for p in self.student.parameters() if p.requires_grad]
+        kept = [
+            k
+            for k, p in zip(self.teacher.parameters(), self.student.parameters(), strict=True)
+            if p.requires_grad
+        ]
+        torch._foreach_lerp_(kept, learned, 1 - self.settings.teacher_decay)
 
     def _rate_factor(self) -> float:
         """Linear warm-up, then a cosine to zero at the end of the plan."""

@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,20 @@ class CropBatch:
     def to(self, device: torch.device) -> CropBatch:
         """The same on another device."""
         return CropBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+class KnownCrops(NamedTuple):
+    """Crops whose masks are known.
+
+    Attributes:
+        rgb: (N, 3, S, S) normalised pixels.
+        hints: (N, 2, S, S) box and depth, where they are shown.
+        target: (N, G, G) share of every mask cell that is object.
+    """
+
+    rgb: torch.Tensor
+    hints: torch.Tensor
+    target: torch.Tensor
 
 
 def normalise_pixels(
@@ -214,9 +229,12 @@ class CropSource:
         if settings.has_depth_hint:
             hints_N2SS[:, DEPTH_HINT] = depth[:, 0]
         gain = torch.from_numpy(
-            np.exp(rng.normal(0, 0.12, (num, 1, 1, 1)) + rng.normal(0, 0.05, (num, 3, 1, 1)))
+            np.exp(
+                settings.light_strength
+                * (rng.normal(0, 0.12, (num, 1, 1, 1)) + rng.normal(0, 0.05, (num, 3, 1, 1)))
+            )
         )
-        shift = torch.from_numpy(rng.normal(0, 0.09, (num, 1, 1, 1)))
+        shift = torch.from_numpy(settings.light_strength * rng.normal(0, 0.09, (num, 1, 1, 1)))
         changed = ((plain * gain + shift) * valid).float()
         mean = torch.tensor(self.description.pixel_mean)[:, None, None]
         deviation = torch.tensor(self.description.pixel_deviation)[:, None, None]

@@ -8,6 +8,8 @@ Shape legend: N crops, G×G mask grid.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 
@@ -20,10 +22,22 @@ from segtrain.mask_grid.bitmasks import draw_extents
 from segtrain.mask_grid.neighbours import neighbour_similarity
 
 
+class TeacherMasks(NamedTuple):
+    """What the teacher says of a batch.
+
+    Attributes:
+        masks: (N, G, G) probabilities, 0 outside the box.
+        agreement: (N,) IoU of its masks of the crop and of its mirror image.
+    """
+
+    masks: torch.Tensor
+    agreement: torch.Tensor
+
+
 def crop_losses(
     logits_NGG: torch.Tensor,
     batch: CropBatch,
-    teacher_NGG: torch.Tensor | None,
+    teacher: TeacherMasks | None,
     settings: LabellerSettings,
 ) -> dict[str, torch.Tensor]:
     """Weighted terms of a batch.
@@ -34,7 +48,7 @@ def crop_losses(
     Args:
         logits_NGG: the student's.
         batch: the crops.
-        teacher_NGG: the teacher's probabilities, 0 outside the box; None without a teacher.
+        teacher: the teacher's masks; None without a teacher.
         settings: weights and thresholds.
 
     Returns:
@@ -67,16 +81,31 @@ def crop_losses(
     if settings.outside_weight:
         outside = F.softplus(logits_NGG) * ~inside
         losses["outside"] = settings.outside_weight * outside.sum() / (~inside).sum().clamp(min=1)
-    if teacher_NGG is not None:
-        losses["teacher"] = settings.teacher_weight * teacher_dice(logits_NGG, teacher_NGG)
+    if teacher is not None:
+        losses["teacher"] = settings.teacher_weight * teacher_dice(
+            logits_NGG, teacher, settings.teacher_agreement
+        )
     return losses
 
 
-def teacher_dice(logits_NGG: torch.Tensor, teacher_NGG: torch.Tensor) -> torch.Tensor:
+def teacher_dice(
+    logits_NGG: torch.Tensor, teacher: TeacherMasks, agreement_power: float
+) -> torch.Tensor:
     """Dice distance to the teacher's probabilities; masks that are empty there do not count.
 
     Source: Eq. 10 of arXiv 2403.01214; every box here has its own teacher mask, so none is matched.
     """
-    has_mask_N = teacher_NGG.flatten(1).amax(1) > 0.5
-    distance_N = dice_distance(logits_NGG.sigmoid(), teacher_NGG)
-    return (distance_N * has_mask_N).sum() / has_mask_N.sum().clamp(min=1)
+    weight_N = (teacher.masks.flatten(1).amax(1) > 0.5) * teacher.agreement**agreement_power
+    distance_N = dice_distance(logits_NGG.sigmoid(), teacher.masks)
+    return (distance_N * weight_N).sum() / weight_N.sum().clamp(min=1)
+
+
+def known_mask_loss(logits_NGG: torch.Tensor, target_NGG: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy and dice distance to masks that are known, mean over crops.
+
+    Args:
+        logits_NGG: log-odds.
+        target_NGG: share of every cell that is object, 0..1.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits_NGG, target_NGG)
+    return entropy + dice_distance(logits_NGG.sigmoid(), target_NGG).mean()

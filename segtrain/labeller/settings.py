@@ -33,8 +33,13 @@ class LabellerSettings:
         consistency_threshold: τ, least similarity of a depth edge.
         outside_weight: of the cross-entropy to background outside the box.
         teacher_weight: of the dice distance to the teacher's masks.
+        teacher_agreement: power of the teacher's agreement with itself (IoU of its two views) by
+            which a crop counts in that term; 0 counts all alike.
         teacher_decay: of the exponential moving average of the student.
         start_share: weight of the starting weights in the result; what was learned has the rest.
+        paste_share: composites per crop (`pasted_objects`) that are learned beside the crops.
+        known_weight: of cross-entropy and dice on crops whose masks are known.
+        light_strength: factor on the changes of brightness and colour that the student sees.
         box_hint_share: share of crops of which the student sees the box; the teacher always does.
         depth_hint_share: share of crops of which the student sees the depth.
         seed: of order, margins and brightness.
@@ -60,8 +65,12 @@ class LabellerSettings:
     consistency_threshold: float = 0.5
     outside_weight: float = 0.0
     teacher_weight: float = 1.0
+    teacher_agreement: float = 0.0
     teacher_decay: float = 0.99
     start_share: float = 0.3
+    paste_share: float = 0.0
+    known_weight: float = 1.0
+    light_strength: float = 1.0
     box_hint_share: float = 0.5
     depth_hint_share: float = 0.7
     seed: int = 0
