@@ -25,6 +25,7 @@ from segtrain.labeller.crop_network import (
     load_crop_network,
 )
 from segtrain.labeller.mask_scores import (
+    MASK_THRESHOLD,
     UNCALIBRATED,
     MaskSigns,
     ScoreCalibration,
@@ -246,7 +247,7 @@ def _decide(
     inverse_depth: npt.NDArray[np.float32] | None,
 ) -> ObjectMask:
     joint, signs = measure_signs(pasted_VHW, spill)
-    crop = joint > 0.5
+    crop = joint > MASK_THRESHOLD
     says_nothing = not crop.any() or bool(crop.all())
     return ObjectMask(
         origin=(pixels[0], pixels[2]),

@@ -101,3 +101,12 @@ def test_too_few_masks_are_refused() -> None:
 
 def test_without_calibration_confidence_is_the_score() -> None:
     assert UNCALIBRATED.score(SIGNS) == pytest.approx(0.8)
+
+
+def test_pixels_likelier_than_half_of_the_dice_belong_to_the_mask() -> None:
+    """A doubtful rim of .45 is taken: with it the expected overlap is larger than without."""
+    views = np.full((1, 8, 8), 0.02, np.float32)
+    views[0, 2:6, 2:6] = 0.45
+    views[0, 3:5, 3:5] = 0.98
+    _, signs = measure_signs(views, spill=0.0)
+    assert signs.fill == 16 / 64
