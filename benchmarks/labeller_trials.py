@@ -47,7 +47,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--early-workers", type=int, default=2, help="while weights are trained")
     parser.add_argument("--drawers", type=int, default=3)
-    parser.add_argument("--encoders", default="tf_efficientnet_lite0,tf_efficientnet_lite2")
+    parser.add_argument(
+        "--encoders",
+        default="tf_efficientnet_lite0,tf_efficientnet_lite2,tf_efficientnet_lite2:0.3",
+        help="timm names, with the encoder's learning rate as a factor behind a colon",
+    )
     parser.add_argument("--batch", type=int, default=64, help="of the training on scenes")
     parser.add_argument("--steps", type=int, default=400, help="of an adaptation")
     parser.add_argument("--crop-size", type=int, default=128)
@@ -160,7 +164,9 @@ class Coordinator:
         for encoder in filter(None, arguments.encoders.split(",")):
             folder = self.scratch / encoder
             folder.mkdir()
-            command = [*script, "--encoder", encoder, "--output", str(folder)]
+            name, _, rate = encoder.partition(":")
+            command = [*script, "--encoder", name, "--output", str(folder)]
+            command += ["--encoder-rate", rate] if rate else []
             with (folder / "log.txt").open("wb") as log:
                 started[encoder] = subprocess.Popen(
                     [*command, "--checkpoint", str(folder / "none.pth")],

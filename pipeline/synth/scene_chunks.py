@@ -77,7 +77,7 @@ def draw_chunks(folder: Path, seed: int, drawer: int, most_chunks: int | None) -
         scenes = [draw_usable(rng, tiles, recent) for _ in range(SCENES_PER_CHUNK)]
         path = folder / f"{number:06}-{drawer:02}.npz"
         with replaced_file(path, is_durable=False) as file:
-            np.savez(file, **pack_scenes(rng, scenes))
+            np.savez(file, allow_pickle=False, **pack_scenes(rng, scenes))
         number += 1
 
 

@@ -255,12 +255,12 @@ class _Adaptation:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        learned = [p for p in self.student.parameters() if p.requires_grad]
-        kept = [
-            k
-            for k, p in zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-            if p.requires_grad
-        ]
+        kept: list[torch.Tensor] = []
+        learned: list[torch.Tensor] = []
+        for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            if new.requires_grad:
+                kept.append(old)
+                learned.append(new)
         torch._foreach_lerp_(kept, learned, 1 - self.settings.teacher_decay)
 
     def _rate_factor(self) -> float:
