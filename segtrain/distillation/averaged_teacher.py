@@ -130,6 +130,20 @@ class AveragedTeacher:
             )
         return found
 
+    @torch.no_grad()
+    def draw(self, entries: Entries, truth: BatchBoxes) -> list[torch.Tensor]:
+        """A soft mask for every box of each image, in the teacher's view; as precise as `detect`.
+
+        It is that of the location that predicts the box best.
+        """
+        self.network.eval()
+        boxes = [to_teacher_boxes(*own) for own in zip(entries, truth.boxes, strict=True)]
+        with self._precision(truth.extents.device):
+            drawn: list[torch.Tensor] = self.network.soft_masks_for_boxes(
+                [teacher_image(entry) for entry in entries], boxes, truth.classes
+            )
+        return drawn
+
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self._settings.teaches_in_bfloat16(device):
             return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -57,10 +57,8 @@ def color_similarity(
     Returns:
         (B, 8, padded height / 4, padded width / 4) in [0, 1].
     """
-    lab, masks = [], []
+    masks = []
     for image, original_height in zip(images_bgr, original_heights, strict=True):
-        rgb = downsample_to_mask_grid(image, padded_size).flip(0).to(torch.uint8)
-        lab.append(rgb_to_lab(rgb))
         height, width = image.shape[-2:]
         masks.append(
             sample_mask_grid(
@@ -73,4 +71,17 @@ def color_similarity(
                 )
             )
         )
-    return neighbour_similarity(torch.stack(lab), torch.stack(masks))
+    return neighbour_similarity(mask_grid_lab(images_bgr, padded_size), torch.stack(masks))
+
+
+def mask_grid_lab(images_bgr: Sequence[torch.Tensor], padded_size: tuple[int, int]) -> torch.Tensor:
+    """CIELAB of images on the mask grid, (B, 3, padded height / 4, padded width / 4).
+
+    The block mean is truncated to whole values before the conversion.
+    """
+    return torch.stack(
+        [
+            rgb_to_lab(downsample_to_mask_grid(image, padded_size).flip(0).to(torch.uint8))
+            for image in images_bgr
+        ]
+    )

@@ -134,12 +134,17 @@ class MaskBatch:
 
     def depth_edges_of(self, links: DepthLinks) -> torch.Tensor:
         """(B, 8, H, W): neighbours that depth links in a given way."""
+        return links.edges(self.inverse_depth_255, self.validity)
+
+    @cached_property
+    def validity(self) -> torch.Tensor:
+        """(B, H, W): 1 in the image, 0 in its padding."""
         validity = []
         for entry in self.entries:
             size = (int(entry["image"].shape[-2]), int(entry["image"].shape[-1]))
             full = image_validity(size, size[0], self.padded_size, 0, self.device)
             validity.append(sample_mask_grid(full))
-        return links.edges(self.inverse_depth_255, torch.stack(validity))
+        return torch.stack(validity)
 
 
 class Supervision:

@@ -17,10 +17,10 @@ HALF_DIRECTIONS = (4, 5, 6, 7)
 
 
 def pair_slices(
-    height: int, width: int, direction: int
+    height: int, width: int, direction: int, dilation: int = DILATION
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Slices of the pixels p and of their neighbours p + offset where both are inside the map."""
-    dy, dx = NEIGHBOUR_OFFSETS[direction]
+    dy, dx = (step * dilation // DILATION for step in NEIGHBOUR_OFFSETS[direction])
 
     def cut(size: int, step: int) -> tuple[slice, slice]:
         start = min(max(-step, 0), size)

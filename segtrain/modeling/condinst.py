@@ -5,7 +5,7 @@ Shape legend: B images, I mask instances, P positive locations, H×W mask grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -239,27 +239,54 @@ class CondInst(CondInstNetwork):
             Instances at the original size with `pred_masks` bool, `pred_boxes`, `pred_classes` and
             `scores` in [0, 1].
         """
-        images = self.batch_images([entry["image"] for entry in batched_inputs])
-        dense = self.predict_densely(images.tensor)
-        class_logits = self.proposal_generator.fcos_head.class_logits(dense.levels)
+        instances = [entry["instances"].to(self.device) for entry in batched_inputs]
+        drawn = self._masks_for_boxes(
+            [entry["image"] for entry in batched_inputs],
+            [given.gt_boxes.tensor for given in instances],
+            [given.gt_classes for given in instances],
+        )
         results = []
-        for image, entry in enumerate(batched_inputs):
-            size = images.image_sizes[image]
-            size = (int(size[0]), int(size[1]))
-            given: Instances = entry["instances"]
-            boxes = given.gt_boxes.tensor.to(self.device)
-            classes = given.gt_classes.to(self.device)
+        for entry, given, (logits, scores) in zip(batched_inputs, instances, drawn, strict=True):
+            size = int(entry["image"].shape[-2]), int(entry["image"].shape[-1])
+            boxes, classes = given.gt_boxes.tensor, given.gt_classes
+            output_size = _output_size(entry, size)
+            results.append(cut_to_boxes(logits, boxes, classes, scores, size, output_size))
+        return results
+
+    @torch.no_grad()
+    def soft_masks_for_boxes(
+        self,
+        images: Sequence[torch.Tensor],
+        boxes: Sequence[torch.Tensor],
+        classes: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """A mask for every given box of each image, as probabilities at stride 4, (G, H, W).
+
+        Args:
+            images: (3, H, W) each.
+            boxes: (G, 4) of each, in its pixels.
+            classes: (G,) of each.
+        """
+        return [logits.sigmoid() for logits, _ in self._masks_for_boxes(images, boxes, classes)]
+
+    def _masks_for_boxes(
+        self,
+        images: Sequence[torch.Tensor],
+        boxes: Sequence[torch.Tensor],
+        classes: Sequence[torch.Tensor],
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Mask logits of the best location of every box, and its score; image by image."""
+        dense = self.predict_densely(self.batch_images(images).tensor)
+        class_logits = self.proposal_generator.fcos_head.class_logits(dense.levels)
+        for image, (own_boxes, own_classes) in enumerate(zip(boxes, classes, strict=True)):
             found, scores = best_locations(
                 [level[image] for level in class_logits],
                 [level[image] for level in dense.offsets],
                 [level[image] for level in dense.quality],
-                boxes,
-                classes,
+                own_boxes,
+                own_classes,
             )
-            logits, _ = self.masks_of(found, image, dense)
-            output_size = _output_size(entry, size)
-            results.append(cut_to_boxes(logits, boxes, classes, scores, size, output_size))
-        return results
+            yield self.masks_of(found, image, dense)[0], scores
 
 
 def _output_size(entry: dict[str, Any], size: Sequence[int]) -> tuple[int, int]:

@@ -42,14 +42,11 @@ def best_locations(
     best, scores = [], []
     for box, label, centre in zip(boxes_G4, classes_G.tolist(), centres, strict=True):
         own = (probabilities[label] * quality).sqrt()
-        rating = box_iou(box[None], predicted)[0] * own
-        index = rating.argmax()
-        score = rating[index]
-        if not float(score) > 0:
-            index = (all_locations - centre).square().sum(1).argmin()
-            score = torch.zeros_like(score)
-        best.append(index)
-        scores.append(score)
+        score, index = (box_iou(box[None], predicted)[0] * own).max(0)
+        nearest = (all_locations - centre).square().sum(1).argmin()
+        # Not an `if`, for which a GPU would have to be waited for.
+        best.append(torch.where(score > 0, index, nearest))
+        scores.append(score.clamp(min=0))
     indices = torch.stack(best) if best else torch.zeros(0, dtype=torch.int64, device=device)
     values = torch.stack(scores) if scores else boxes_G4.new_zeros(0)
     found = Detections(

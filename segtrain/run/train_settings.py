@@ -213,7 +213,7 @@ def require_consistent_settings(
         raise TrainingConfigError(
             "depth.enabled=False, but the model's losses read depth; set depth.enabled=True, or "
             "switch off model.depth_layer, model.consistency and what reads depth in "
-            "model.distillation (depth_matching, depth_weight) and in model.supervision"
+            "model.distillation (depth_matching, reads_depth) and in model.supervision"
         )
     if train.distill_from is not None and model.distillation is None:
         raise TrainingConfigError(

@@ -13,6 +13,7 @@ from detectron2.config import LazyCall, LazyConfig
 
 from depthcache.exchange.interchange import import_maps
 from segtrain.distillation.box_teacher import BoxTeacherSettings
+from segtrain.distillation.disco_box import DiscoBoxSettings
 from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import list_checkpoints, load_state
 from segtrain.run.metrics_log import read_metrics
@@ -112,6 +113,11 @@ TEACHERS = {
             "grayscale_probability": 0.2,
             "blur_probability": 0.5,
         },
+    },
+    "disco_box": {
+        "model.distillation": LazyCall(DiscoBoxSettings)(reads_depth=True, warmup_iterations=1),
+        "model.color": False,
+        "train.teacher_short_side": None,
     },
 }
 

@@ -14,6 +14,7 @@ from detectron2.engine import launch
 
 from depthcache.storage.bucket import BucketStore
 from segtrain.distillation.box_teacher import BoxTeacherSettings
+from segtrain.distillation.disco_box import DiscoBoxSettings
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
 from segtrain.run import trainer as training
 from segtrain.run.checkpoints import list_checkpoints, load_state, save_atomically
@@ -147,6 +148,15 @@ def test_workers_read_depth_from_a_bucket(
         (
             {"model.distillation": LazyCall(BoxTeacherSettings)()},
             r"BoxTeacherSettings.*set train.distill_from=0.0",
+        ),
+        (
+            {
+                "model.distillation": LazyCall(DiscoBoxSettings)(reads_depth=True),
+                "model.depth_layer": False,
+                "model.consistency": False,
+                "depth.enabled": False,
+            },
+            r"depth.enabled=True.*reads_depth",
         ),
     ],
 )
