@@ -9,7 +9,10 @@ from ..common.condinst import model
 
 depth.enabled = False
 model.supervision = LazyCall("segtrain.losses.bbtp.BBTP")(
-    smoothness_weight=0.05, smooth_along_depth=False
+    smoothness_weight=0.05,
+    smooth_along_depth=False,
+    consistency_weight=0.0,
+    warmup_iterations="${fraction_of:0.111111,${train.max_iter},10000}",
 )
 
 __all__ = ["data", "dataloader", "depth", "model", "optimizer", "schedule", "train"]

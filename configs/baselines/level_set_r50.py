@@ -9,7 +9,12 @@ from ..common.condinst import model
 
 depth.enabled = False
 model.supervision = LazyCall("segtrain.losses.level_set.LevelSet")(
-    image_weight=1.0, feature_weight=1.0, length_weight=0.05, depth_weight=0.0
+    image_weight=1.0,
+    feature_weight=1.0,
+    length_weight=0.05,
+    depth_weight=0.0,
+    consistency_weight=0.0,
+    warmup_iterations="${fraction_of:0.111111,${train.max_iter},10000}",
 )
 
 __all__ = ["data", "dataloader", "depth", "model", "optimizer", "schedule", "train"]

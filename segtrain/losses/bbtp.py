@@ -8,6 +8,8 @@ Shape legend: I mask instances, H×W the mask grid.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -23,29 +25,32 @@ class BBTP(Supervision):
     Args:
         smoothness_weight: of the pairwise term.
         smooth_along_depth: smooth only between neighbours that pseudo depth links; not the paper's.
+        **consistency: `consistency_weight` and `warmup_iterations`, see `Supervision`; nor these.
     """
 
     def __init__(
-        self, *, smoothness_weight: float = 0.05, smooth_along_depth: bool = False
+        self,
+        *,
+        smoothness_weight: float = 0.05,
+        smooth_along_depth: bool = False,
+        **consistency: Any,
     ) -> None:
-        super().__init__(name="BBTP")
+        super().__init__(name="BBTP", **consistency)
         self.smoothness_weight = smoothness_weight
         self.smooth_along_depth = smooth_along_depth
 
-    def needs_depth(self, *, predicts_depth: bool) -> bool:  # noqa: ARG002
-        """Only to smooth along depth."""
-        return self.smooth_along_depth
+    def needs_depth(self, *, predicts_depth: bool) -> bool:
+        """To smooth along depth, or for consistency."""
+        return self.smooth_along_depth or super().needs_depth(predicts_depth=predicts_depth)
 
     def losses(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
-        """The unary and the pairwise term; a depth layer's own output is not supervised."""
+        """The unary and the pairwise term."""
         edges = masks.depth_edges[masks.image_indices] if self.smooth_along_depth else None
-        losses = {
+        return {
             "loss_bags": bag_loss(masks.mask_logits, masks.extents),
             "loss_smooth": self.smoothness_weight * smoothness_loss(masks.mask_logits, edges),
+            **self.depth_terms(masks),
         }
-        if masks.depth is not None:
-            losses["loss_depth"] = masks.depth.sum() * 0.0
-        return losses
 
 
 def bag_loss(mask_logits_IHW: torch.Tensor, extents_I4: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ Shape legend: B images, I mask instances, C channels, H×W the mask grid.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from segtrain.losses.projection import projection_loss
@@ -27,6 +29,8 @@ class LevelSet(Supervision):
         feature_weight: of the energy on the features.
         length_weight: of the boundary's length.
         depth_weight: of the energy on pseudo depth; 0, as in the paper, reads none.
+        **consistency: `consistency_weight` and `warmup_iterations`, see `Supervision`; not the
+            paper's.
     """
 
     def __init__(
@@ -36,17 +40,18 @@ class LevelSet(Supervision):
         feature_weight: float = 1.0,
         length_weight: float = 0.05,
         depth_weight: float = 0.0,
+        **consistency: Any,
     ) -> None:
-        super().__init__(name="LevelSet")
+        super().__init__(name="LevelSet", **consistency)
         self.image_weight, self.feature_weight = image_weight, feature_weight
         self.length_weight, self.depth_weight = length_weight, depth_weight
 
-    def needs_depth(self, *, predicts_depth: bool) -> bool:  # noqa: ARG002
-        """Only for the energy on depth."""
-        return self.depth_weight > 0
+    def needs_depth(self, *, predicts_depth: bool) -> bool:
+        """For the energy on depth, or for consistency."""
+        return self.depth_weight > 0 or super().needs_depth(predicts_depth=predicts_depth)
 
     def losses(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
-        """Projection, energy and length; a depth layer's own output is not supervised."""
+        """Projection, energy and length."""
         logits, extents, images = masks.mask_logits, masks.extents, masks.image_indices
         losses = {"loss_proj": projection_loss(logits, extents)}
         for name, weight in (
@@ -58,9 +63,7 @@ class LevelSet(Supervision):
                 energy = chan_vese_energy(logits.sigmoid(), _read(masks, name), images, extents)
                 losses[f"loss_level_{name}"] = weight * energy
         losses["loss_length"] = self.length_weight * boundary_length(logits.sigmoid(), extents)
-        if masks.depth is not None:
-            losses["loss_depth"] = masks.depth.sum() * 0.0
-        return losses
+        return losses | self.depth_terms(masks)
 
 
 def chan_vese_energy(

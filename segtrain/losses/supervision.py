@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from segtrain.losses.consistency import DepthLinks
+from segtrain.losses.pairwise import pairwise_losses
 from segtrain.mask_grid.bitmasks import filled_pixels, mask_grid_extents
 from segtrain.mask_grid.validity import (
     MASK_STRIDE,
@@ -154,21 +155,47 @@ class Supervision:
         name: for messages about settings.
         reads_masks: whether it learns from annotated masks.
         links: how depth links neighbours, for its own terms and for a teacher's matching.
+        consistency_weight: of depth consistency over the whole map (Eq. 4 of arXiv 2403.01214);
+            0 reads no depth for it.
+        warmup_iterations: over which that weight grows.
     """
 
     def __init__(
-        self, *, name: str, reads_masks: bool = False, links: DepthLinks | None = None
+        self,
+        *,
+        name: str,
+        reads_masks: bool = False,
+        links: DepthLinks | None = None,
+        consistency_weight: float = 0.0,
+        warmup_iterations: int = 10_000,
     ) -> None:
+        if consistency_weight < 0:
+            raise ValueError(f"consistency_weight must be at least 0, got {consistency_weight}")
         self.name, self.reads_masks = name, reads_masks
         self.links = links or DepthLinks()
+        self.consistency_weight = consistency_weight
+        self.warmup_iterations = warmup_iterations
 
     def needs_depth(self, *, predicts_depth: bool) -> bool:  # noqa: ARG002 - for subclasses
         """Whether a loss reads `inverse_depth_255`, for a model with or without a depth layer."""
-        return False
+        return self.consistency_weight > 0
 
     def losses(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
         """Weighted losses by name, each connected to the graph; all are added."""
         raise NotImplementedError
+
+    def depth_terms(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
+        """Depth consistency where it has a weight; a depth layer's own output is not supervised."""
+        losses = {}
+        if self.consistency_weight > 0:
+            (consistency,) = pairwise_losses(
+                masks.mask_logits, [masks.depth_edges], masks.image_indices, [masks.whole_extents]
+            )
+            weight = self.consistency_weight * warm_up(masks.iteration, self.warmup_iterations)
+            losses["loss_consistency"] = weight * consistency
+        if masks.depth is not None:
+            losses["loss_depth"] = masks.depth.sum() * 0.0
+        return losses
 
 
 class MaskTeacher(Protocol):
