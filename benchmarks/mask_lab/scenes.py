@@ -12,13 +12,11 @@ import numpy.typing as npt
 import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
+from benchmarks.mask_lab.splits import NUM_SCENES, SEEDS
 from pipeline.resources import demo_dpt_path
 from pipeline.synth import APPEARANCES, PRESETS, render_scene
 
 SCENE_SIZE = 256
-SEEDS = {"train": 910001, "choose": 910002, "test": 910003}
-"""Settings are chosen on `choose`; nothing but the table is made from `test`."""
-NUM_SCENES = {"train": 300, "choose": 80, "test": 150}
 SOURCES = ("sensed", "predicted", "noise_2", "noise_4", "noise_8", "inverted", "other_scene")
 """True depth; the demo model's; true depth with noise of 2, 4 or 8 levels of 255; with farther as
 larger; and the true depth of another scene, which is the control of everything that depth does."""

@@ -73,9 +73,9 @@ ROWS: dict[str, Row] = {
         title="CondInst on the labeller's masks, pictures only", config=_CONDINST, masks="labelled"
     ),
     "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled"),
-    "bbtp": Row(title="BBTP", config="baselines/bbtp_r50"),
-    "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50"),
-    "box_teacher": Row(title="BoxTeacher", config="baselines/box_teacher_r50"),
+    "bbtp": Row(title="BBTP", config="baselines/bbtp_r50", tier=1),
+    "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50", tier=1),
+    "box_teacher": Row(title="BoxTeacher", config="baselines/box_teacher_r50", tier=1),
     "layer": _ablation("BoxInst + depth layer", "ablation/depth_layer"),
     "consistency": _ablation("BoxInst + consistency", "ablation/consistency"),
     "layer_consistency": _ablation("BoxInst + both"),

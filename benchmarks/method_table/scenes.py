@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mask_lab.scenes import SEEDS
+from benchmarks.mask_lab.splits import SEEDS
 from depthcache.exchange.interchange import import_maps
 from depthcache.stage_one.precompute import precompute_depth
 from depthcache.stage_one.settings import StageOneSettings

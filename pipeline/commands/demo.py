@@ -18,14 +18,14 @@ def run_demo(
     seed: Annotated[int, typer.Option(help="Of scenes, initialisation and data order.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Boxes to masks on synthetic scenes: BoxInst against the full method, with a report."""
-    from pipeline.report.tables import format_ap_table
+    """Boxes to masks on synthetic scenes: BoxInst, its control and ours, with a report."""
+    from pipeline.report.tables import describe_outcome, format_ap_table
     from pipeline.runs.demo import run_demo as run
 
     with stdout_kept_clean():
         result = run(output, seed=seed)
-    tables = f"{format_ap_table(result.metrics)}\n\n{result.labelled.text()}"
-    text = f"{tables}\nreport: {result.report}"
+    tables = f"{format_ap_table(result.metrics)}\n\n{describe_outcome(result.metrics)}"
+    text = f"{tables}\n\n{result.labelled.text()}\nreport: {result.report}"
     document = {
         "output": output,
         "seed": seed,

@@ -81,7 +81,7 @@ def render_page(
         title=title,
         style=Markup((files / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         outcome=describe_outcome(metrics_by_run),
-        header=ap_header(),
+        header=ap_header(metrics_by_run),
         rows=ap_rows(metrics_by_run),
         panels=[
             (panel.title, {name: encode_png(one) for name, one in panel.pictures.items()})

@@ -7,7 +7,9 @@ from typing import Any
 
 from pipeline.output import format_table
 
+_GIVEN_BOXES = ("IoU given the box", "given_boxes", "IoU")
 _COLUMNS = (
+    _GIVEN_BOXES,
     ("box AP", "bbox", "AP"),
     ("box AP50", "bbox", "AP50"),
     ("mask AP", "segm", "AP"),
@@ -19,30 +21,39 @@ _COLUMNS = (
 )
 
 
-def ap_header() -> list[str]:
-    """Column titles."""
-    return ["run", *(title for title, _, _ in _COLUMNS)]
+def ap_header(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Column titles; IoU given the box only where a run has it."""
+    return ["run", *(title for title, _, _ in _columns(metrics_by_run))]
 
 
 def ap_rows(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """One row of text cells a run; a value that was not measured is `–`.
 
     Args:
-        metrics_by_run: run name → `{"bbox": {"AP": percent, …}, "segm": {…}}`.
+        metrics_by_run: run name → `{"bbox": {"AP": percent, …}, "segm": {…}}`; with `given_boxes`
+            and `spread` where they were measured.
     """
     rows = []
     for name, metrics in metrics_by_run.items():
         cells = [name]
-        for _, kind, key in _COLUMNS:
+        for _, kind, key in _columns(metrics_by_run):
             value = _measured(metrics, kind, key)
             cells.append("–" if value is None else f"{value:.1f}")
+            spread = metrics.get("spread", {}).get(kind) if key in ("AP", "IoU") else None
+            if spread is not None:
+                cells[-1] += f" ± {spread:.1f}"
         rows.append(cells)
     return rows
 
 
+def _columns(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    has_ious = any("given_boxes" in metrics for metrics in metrics_by_run.values())
+    return [column for column in _COLUMNS if has_ious or column != _GIVEN_BOXES]
+
+
 def format_ap_table(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> str:
     """The AP table as plain text."""
-    return format_table(ap_header(), ap_rows(metrics_by_run))
+    return format_table(ap_header(metrics_by_run), ap_rows(metrics_by_run))
 
 
 def describe_outcome(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> str:
@@ -65,6 +76,8 @@ def describe_outcome(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> str:
     text = f"{name} reaches {masks:.1f} mask AP"
     if boxes is not None:
         text += f" and {boxes:.1f} box AP"
+    if "differences" in last:
+        return f"{text} on {where}; {_describe_differences(last['differences'])}"
     baseline = _measured(metrics, "segm", "AP")
     if first == name or baseline is None:
         return f"{text} on {where}."
@@ -76,6 +89,23 @@ def describe_outcome(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> str:
         f"{text} on {where}: {abs(difference):.1f} mask AP {comparison} than {first} "
         f"({baseline:.1f})."
     )
+
+
+def _describe_differences(differences: Mapping[str, Any]) -> str:
+    """Against every other run: how many points of mask AP and of IoU given the box, and ±."""
+    told, is_clear = [], []
+    for other, found in differences.items():
+        parts = []
+        for kind, unit in (("segm", "mask AP"), ("given_boxes", "IoU given the box")):
+            mean, spread = found[kind]["mean"], found[kind]["spread"]
+            parts.append(f"{abs(mean):.1f} ± {spread:.1f} {unit} {'more' if mean > 0 else 'less'}")
+            is_clear.append(abs(mean) > 2 * spread)
+        told.append(f"{' and '.join(parts)} than {other}")
+    meaning = (
+        "± is what other test images would change, and a difference below twice its ± is none"
+        + ("" if any(is_clear) else ", as all of these are")
+    )
+    return f"{', '.join(told)} ({meaning})."
 
 
 def _measured(metrics: Mapping[str, Any], kind: str, key: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The demo: the same scenes, initialisation and schedule for plain BoxInst and the full method."""
+"""The demo: the same scenes, start and schedule for BoxInst, its control and depth."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from pipeline.report.run_result import RunResult
 from pipeline.runs.demo_data import make_demo_split
 from pipeline.runs.experiment_files import SPLITS
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
+from pipeline.runs.method_spread import add_spreads, draw_metrics, measure_given_boxes
 from pipeline.runs.results import run_report_stage
 from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
+from segtrain.run.resume_rules import describe_file
 
 if TYPE_CHECKING:
     from segtrain.run.experiment import Experiment
 
 logger = logging.getLogger(__name__)
 
-# Name in the table → config. The two differ only in the switches of the method.
-METHODS = {"BoxInst": "configs/demo/boxinst.py", "ours": "configs/demo/full.py"}
-# Trained first; both methods start from its weights.
+# Name in the table → config. They differ only in the switches of the method. Whoever claims that
+# depth helps has to beat the control, which links the background as the depth term does.
+METHODS = {
+    "BoxInst": "configs/demo/boxinst.py",
+    "control": "configs/demo/control.py",
+    "ours": "configs/demo/full.py",
+}
+# Trained first; all methods start from its weights.
 START = "configs/demo/start.py"
 
 
@@ -78,6 +85,7 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
             with manifest.repeating(name, {"seed": seed, "config": path}) as record:
                 results.append(_train_and_evaluate(output, name, path, experiment))
                 record.outputs = {"weights": str(results[-1].weights)}
+        results = _compare(results)
         with manifest.repeating("labeller", {"seed": seed}) as record:
             # A finished one is read again rather than made: the same call resumes.
             labelled = run_masks_demo(output / "labeller", seed=seed)
@@ -107,6 +115,20 @@ def _make_data(
                 for path, experiment in experiments.items()
             }
     return {path: one.with_train(seed=seed) for path, one in experiments.items()}
+
+
+def _compare(results: list[RunResult]) -> list[RunResult]:
+    """The results with what the masks for given boxes are, and all spreads."""
+    ious, draws = {}, {}
+    for result in results:
+        assert result.weights is not None
+        folder = result.folder / "eval"
+        file = folder / f"given_boxes-{describe_file(str(result.weights))[-12:]}.json"
+        ious[result.name] = measure_given_boxes(result.experiment, result.weights, file)
+        draws[result.name] = draw_metrics(result.experiment, folder, ious[result.name])
+    metrics = {result.name: dict(result.metrics) for result in results}
+    add_spreads(metrics, ious, draws)
+    return [dataclasses.replace(result, metrics=metrics[result.name]) for result in results]
 
 
 def _train_and_evaluate(output: Path, name: str, path: str, experiment: Experiment) -> RunResult:

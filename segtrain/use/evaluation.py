@@ -250,22 +250,41 @@ def _number_truth(reading: CocoReading, kind: str) -> Any:
     return truth
 
 
-def _measure_kind(reading: CocoReading, results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+def run_coco_evaluation(reading: CocoReading, results: list[dict[str, Any]], kind: str) -> Any:
+    """The evaluation of pycocotools, done but for its summary; None without a result of this kind.
+
+    Args:
+        reading: of the annotation file, with masks.
+        results: COCO result list with the file's ids.
+        kind: `bbox` or `segm`.
+    """
+    return _evaluate_kind(reading, _number_results(reading, results), kind)
+
+
+def _evaluate_kind(reading: CocoReading, found: list[dict[str, Any]], kind: str) -> Any:
     from pycocotools.cocoeval import COCOeval
 
     # For masks COCO sizes objects by mask area, which loadRes takes from the box if there is one.
     rows = [
         {key: value for key, value in row.items() if not (kind == "segm" and key == "bbox")}
-        for row in results
+        for row in found
         if kind == "bbox" or "segmentation" in row
     ]
     if not rows:
-        return dict.fromkeys(_NAMES, 0.0) | {"per_category": {}}
+        return None
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _number_truth(reading, kind)
         evaluation = COCOeval(truth, truth.loadRes(rows), kind)
         evaluation.evaluate()
         evaluation.accumulate()
+    return evaluation
+
+
+def _measure_kind(reading: CocoReading, found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    evaluation = _evaluate_kind(reading, found, kind)
+    if evaluation is None:
+        return dict.fromkeys(_NAMES, 0.0) | {"per_category": {}}
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     metrics: dict[str, Any] = {
         name: _percent(value) for name, value in zip(_NAMES, evaluation.stats[:6], strict=True)
@@ -273,7 +292,7 @@ def _measure_kind(reading: CocoReading, results: list[dict[str, Any]], kind: str
     # precision: IoU thresholds, recalls, categories, areas, detections per image
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
     metrics["per_category"] = {
-        truth.cats[category]["name"]: _percent(
+        evaluation.cocoGt.cats[category]["name"]: _percent(
             float(values[values > -1].mean()) if (values > -1).any() else -1.0
         )
         for category, values in zip(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mask_lab.scenes import NUM_SCENES, SEEDS
+from benchmarks.mask_lab.splits import NUM_SCENES, SEEDS
 from benchmarks.method_table.__main__ import main
 from benchmarks.method_table.rows import ROWS
 from benchmarks.method_table.scenes import Scenes

@@ -30,13 +30,14 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
 
 
 def test_the_methods_differ_in_their_switches_only() -> None:
-    boxinst, ours = (settings(path) for path in METHODS.values())
+    boxinst, control, ours = (settings(path) for path in METHODS.values())
+    assert differences(boxinst, control) == {"model.color_everywhere"}
     different = differences(boxinst, ours)
     assert {"model.depth_layer", "model.consistency", "depth.enabled"} <= different
     assert {key for key in different if not key.startswith(_SWITCHES)} == set()
 
 
-def test_both_start_from_plain_boxinst() -> None:
+def test_all_start_from_plain_boxinst() -> None:
     different = differences(settings(METHODS["BoxInst"]), settings(START))
     allowed = ("train.max_iter", "dataloader.train.augmentation", "model.warmup_iterations")
     assert {key for key in different if not key.startswith(allowed)} == set()
