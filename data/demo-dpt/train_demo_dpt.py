@@ -2,335 +2,299 @@
 
 Run it from the checkout::
 
-    python data/demo-dpt/train_demo_dpt.py --output data/demo-dpt --minutes 40
+    OMP_NUM_THREADS=1 python data/demo-dpt/train_demo_dpt.py --output demo-dpt --workers 5
 
-It renders its scenes (seed `TRAINING_SEED`, which neither the demo nor the evaluation uses) into
-`--scenes-folder` unless they are there, trains on one CPU thread unless told otherwise, and writes
-`config.json`, `preprocessor_config.json` and `model.safetensors`. Then run `evaluate_demo_dpt.py`.
+Worker processes draw scenes without end (`training_scenes.py`); the network trains on a GPU if
+there is one, for the given time, and `config.json`, `preprocessor_config.json`, `model.safetensors`
+and `training.json` are written. A first model is there before the end (`--preliminary-seconds`).
+Then run `evaluate_demo_dpt.py`.
 
-The network is `DPTForDepthEstimation` in its hybrid form (a BiT stem of three stages, then a ViT):
-convolutions learn edges from a few thousand pictures, a plain ViT does not. The loss is MiDaS's
+The network is `DPTForDepthEstimation` in its hybrid form, ResNet-18 up to stride 16 and then a ViT:
+convolutions learn edges from some ten thousand scenes, a plain ViT does not. The loss is MiDaS's
 (arXiv 1907.01341, scale- and shift-invariant with multi-scale gradients) on inverse depth, with
-more weight near depth steps and a term that asks for the steps themselves: the demo is about
-object borders.
+more weight far away, where errors in metres are large, on objects and near depth steps, and a term
+that asks for the steps themselves: the demo is about object borders.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from training_scenes import TRAINING_SEED, Batch, SceneStore
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
-from pipeline.synth import PRESETS, render_scene
+INPUT_SIZE = 256
+_COARSE_SIZE = 160  # the first part of the training runs at this size, 2.5 times cheaper
+_WARMUP_STEPS = 100
+_EMA_DECAY = 0.996
+_REPORT_STEPS = 50
+_CHECKPOINT_SECONDS = 60.0
 
-TRAINING_SEED = 900001
-INPUT_SIZE = 192
-_FILE_SCENES = 100
-_COARSE_SIZE = 128  # the first part of the training runs at this size, 2.25 times cheaper
-_BATCH = 8
-_WARMUP_STEPS = 80
-_EMA_DECAY = 0.995
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Schedule:
+    """When what happens, in seconds of training.
+
+    The learning rate falls to almost nothing at `preliminary_seconds`, when the first model is
+    written, starts again at half its height, and falls to nothing at `seconds`.
+    """
+
+    seconds: float
+    preliminary_seconds: float
+    coarse_seconds: float
+    learning_rate: float
+
+    def rate(self, elapsed: float, step: int) -> float:
+        """Learning rate after `elapsed` seconds, at step number `step`."""
+        first = elapsed < self.preliminary_seconds
+        begin, end = (
+            (0.0, self.preliminary_seconds) if first else (self.preliminary_seconds, self.seconds)
+        )
+        progress = min(1.0, (elapsed - begin) / max(end - begin, 1e-9))
+        height = self.learning_rate * (1.0 if first else 0.5) * min(1, (step + 1) / _WARMUP_STEPS)
+        return height * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def main() -> None:
-    """Render, train, export."""
+    """Draw, train, export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--scenes-folder", type=Path, default=Path("output/demo-dpt-scenes"))
-    parser.add_argument("--num-scenes", type=int, default=5000)
-    parser.add_argument("--minutes", type=float, default=40.0, help="of training, after rendering")
-    parser.add_argument("--start-from", type=Path, help="folder of a model to train further")
-    parser.add_argument("--coarse-share", type=float, default=0.6, help="of time at 128 pixels")
+    parser.add_argument("--seconds", type=float, default=330.0, help="in all, without the imports")
+    parser.add_argument("--preliminary-seconds", type=float, default=190.0)
+    parser.add_argument("--coarse-seconds", type=float, default=80.0, help=f"at {_COARSE_SIZE} px")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=1.2e-3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--capacity", type=int, help="scenes held; 40000 on a GPU, 4000 without")
+    parser.add_argument("--device", help="cuda if there is one")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    parser.add_argument("--first-scenes", type=int, default=256, help="drawn before the first step")
+    parser.add_argument("--start-scene", type=int, default=0, help="number of the first scene")
+    parser.add_argument("--start-from", type=Path, help="folder of a model to train further")
+    parser.add_argument("--checkpoint", type=Path, help="file; goes on from it if it is there")
     arguments = parser.parse_args()
 
-    render_training_scenes(arguments.scenes_folder, arguments.num_scenes)
-    torch.set_num_threads(arguments.threads)
+    start = time.monotonic()
+    store = SceneStore(workers=arguments.workers, first=arguments.start_scene)
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    capacity = arguments.capacity or (40_000 if device.type == "cuda" else 4_000)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     torch.manual_seed(arguments.seed)
-    if arguments.start_from is None:
-        model = build_model()
-    else:
-        model = DPTForDepthEstimation.from_pretrained(arguments.start_from)
-    model, num_steps = train(
-        model,
-        sorted(arguments.scenes_folder.glob("mixed_*.npz")),
-        minutes=arguments.minutes,
-        coarse_share=arguments.coarse_share,
-        learning_rate=arguments.learning_rate,
-        rng=np.random.default_rng(arguments.seed),
-        checkpoint_folder=arguments.scenes_folder / "checkpoint",
+    trainer = Trainer(
+        build_model()
+        if arguments.start_from is None
+        else DPTForDepthEstimation.from_pretrained(arguments.start_from),
+        device=device,
+        seed=arguments.seed,
     )
-    export(model, arguments.output)
-    record_training(arguments, num_steps)
+    if arguments.checkpoint is not None and arguments.checkpoint.is_file():
+        trainer.load(arguments.checkpoint)
+    schedule = Schedule(
+        seconds=arguments.seconds,
+        preliminary_seconds=min(arguments.preliminary_seconds, arguments.seconds),
+        coarse_seconds=arguments.coarse_seconds,
+        learning_rate=arguments.learning_rate,
+    )
+    try:
+        store.fill(device, capacity=capacity, least=arguments.first_scenes)
+        train(trainer, store, schedule, arguments, start=start - trainer.elapsed)
+    finally:
+        store.stop()
 
 
 def build_model() -> DPTForDepthEstimation:
-    """A DPT-Hybrid of about 1.2 million parameters for 192 × 192 pixels, freshly initialised."""
+    """A DPT-Hybrid of 5 million parameters for 256 × 256 pixels, freshly initialised."""
     config = DPTConfig(
         is_hybrid=True,
-        hidden_size=128,
+        hidden_size=192,
         num_hidden_layers=4,
         num_attention_heads=4,
-        intermediate_size=256,
+        intermediate_size=384,
         image_size=INPUT_SIZE,
         patch_size=16,
         backbone_out_indices=[0, 1, 1, 3],
         reassemble_factors=[1, 1, 1, 0.5],
-        neck_hidden_sizes=[48, 96, 128, 128],
-        fusion_hidden_size=36,
+        neck_hidden_sizes=[64, 128, 96, 128],
+        fusion_hidden_size=48,
         use_auxiliary_head=False,
-        backbone_featmap_shape=[1, 160, INPUT_SIZE // 16, INPUT_SIZE // 16],
+        backbone_featmap_shape=[1, 256, INPUT_SIZE // 16, INPUT_SIZE // 16],
         backbone_config={
-            "model_type": "bit",
-            "global_padding": "same",
-            "layer_type": "bottleneck",
-            "embedding_size": 32,
-            "hidden_sizes": [48, 96, 160],
-            "depths": [2, 2, 2],
-            "num_groups": 8,
-            "out_features": ["stage1", "stage2", "stage3"],
-            "embedding_dynamic_padding": True,
+            "model_type": "timm_backbone",
+            "backbone": "resnet18",
+            "out_indices": [1, 2, 3],
         },
     )
     model = DPTForDepthEstimation(config)
     # The network ends in a ReLU: start above it, or it may never produce a gradient.
-    last = model.head.head[4]
-    nn.init.constant_(last.bias, 0.5)
+    nn.init.constant_(model.head.head[4].bias, 0.5)
     return model
 
 
-def render_training_scenes(folder: Path, num_scenes: int) -> None:
-    """Render what is missing of the first `num_scenes` training scenes, 100 to a file.
+class Trainer:
+    """A model, the moving average of its weights, its optimizer, and how far they are.
 
-    Every fourth scene is one of the miniature, whose open shapes are mostly border.
+    Attributes:
+        averaged: exponential moving average of the weights, in eval mode.
+        step: optimizer steps done.
+        elapsed: seconds spent.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        (folder, first)
-        for first in range(0, num_scenes, _FILE_SCENES)
-        if not (folder / f"mixed_{first:06d}.npz").is_file()
-    ]
-    if tasks:
-        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-            for number, _ in enumerate(pool.imap_unordered(_render_file, tasks), start=1):
-                print(f"rendered {number} of {len(tasks)} files", flush=True)
 
+    def __init__(self, model: DPTForDepthEstimation, *, device: torch.device, seed: int) -> None:
+        """Start from `model`; `seed` is that of order and augmentation."""
+        self.device = device
+        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.averaged = copy.deepcopy(self.model).eval()
+        decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
+            betas=(0.9, 0.98),
+            fused=device.type == "cuda",
+        )
+        self.rng = torch.Generator(device).manual_seed(seed)
+        self.step, self.elapsed = 0, 0.0
+        mine, theirs = self.averaged.state_dict(), self.model.state_dict()
+        names = [name for name, tensor in mine.items() if tensor.is_floating_point()]
+        self._averages, self._latest = ([state[n] for n in names] for state in (mine, theirs))
 
-def _render_file(task: tuple[Path, int]) -> None:
-    """Half of the scenes are rendered at 256 pixels and shrunk, as the demo's pictures will be."""
-    folder, first = task
-    images, inverse_depths, owners = [], [], []
-    nearest = ((np.arange(INPUT_SIZE) + 0.5) * 256 / INPUT_SIZE).astype(int)
-    for index in range(first, first + _FILE_SCENES):
-        shrink = index % 2 == 0
-        size = (256, 256) if shrink else (INPUT_SIZE, INPUT_SIZE)
-        settings = PRESETS["miniature" if index % 4 == 3 else "rooms"]
-        scene = render_scene(TRAINING_SEED, size, index=index, settings=settings)
-        image, inverse_depth = scene.image, scene.inverse_depth
-        owner = np.zeros(size, np.uint8)
-        for number, mask in enumerate(scene.masks):
-            owner[mask] = number + 1
-        if shrink:
-            image = cv2.resize(image, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_CUBIC)
-            inverse_depth = inverse_depth[np.ix_(nearest, nearest)]
-            owner = owner[np.ix_(nearest, nearest)]
-        images.append(image)
-        inverse_depths.append(inverse_depth.astype(np.float16))
-        owners.append(owner)
-    unfinished = folder / f"unfinished_{first:06d}.npz"
-    np.savez(
-        unfinished,
-        image=np.stack(images),
-        inverse_depth=np.stack(inverse_depths),
-        owner=np.stack(owners),
-    )
-    unfinished.replace(folder / f"mixed_{first:06d}.npz")
+    def train_step(self, batch: Batch, learning_rate: float) -> Tensor:
+        """One step of the optimizer; returns the loss, which the device may still compute."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        size = batch.images.shape[-1]
+        for network in (self.model, self.averaged):
+            network.dpt.embeddings.image_size = (size, size)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        # On a CPU bf16 is slower where it is not built in.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            predicted = self.model(images).predicted_depth
+        loss = depth_loss(predicted.float(), batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(_EMA_DECAY, self.step / (self.step + 20))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._latest, 1 - decay)
+        return loss.detach()
+
+    def save(self, path: Path) -> None:
+        """Write everything that going on needs, at once or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        state = {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+        torch.save(state, unfinished)
+        unfinished.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
 
 
 def train(
-    model: DPTForDepthEstimation,
-    files: list[Path],
+    trainer: Trainer,
+    store: SceneStore,
+    schedule: Schedule,
+    arguments: argparse.Namespace,
     *,
-    minutes: float,
-    coarse_share: float,
-    learning_rate: float,
-    rng: np.random.Generator,
-    checkpoint_folder: Path,
-) -> tuple[DPTForDepthEstimation, int]:
-    """Train for a time budget; the learning rate follows a cosine over it.
+    start: float,
+) -> None:
+    """Train until `schedule.seconds` after `start` (of `time.monotonic`), one step at least.
 
-    Returns:
-        The exponential moving average of the weights, in eval mode, and the number of steps.
+    The model is exported at `schedule.preliminary_seconds` and at the end.
+
+    Raises:
+        RuntimeError: the loss is not finite.
     """
-    model.train()
-    averaged = copy.deepcopy(model).eval()
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
-    )
-    start = last_report = last_save = time.monotonic()
-    step, total = 0, 0.0
-    batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
-    size = 0
-    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
-        wanted_size = _COARSE_SIZE if progress < coarse_share else INPUT_SIZE
-        if wanted_size != size or batches is None:
-            size = wanted_size
-            batches = draw_batches(files, rng, size)
-            for network in (model, averaged):
-                network.dpt.embeddings.image_size = (size, size)
-        images, inverse_depth, objects = next(batches)
-        rate = learning_rate * min(1, (step + 1) / _WARMUP_STEPS)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        loss = depth_loss(model(images).predicted_depth, inverse_depth, objects)
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss.item()} at step {step}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(_EMA_DECAY, step / (step + 20))
-        with torch.no_grad():
-            pairs = zip(averaged.parameters(), model.parameters(), strict=True)
-            for average, parameter in pairs:
-                average.lerp_(parameter, 1 - decay)
-        total += float(loss.detach())
-        if step % 50 == 0:
-            now = time.monotonic()
+    has_preliminary = trainer.elapsed >= schedule.preliminary_seconds
+    first_step, last_save = trainer.step, time.monotonic()
+    total = torch.zeros((), device=trainer.device)
+    while (elapsed := time.monotonic() - start) < schedule.seconds or trainer.step == first_step:
+        trainer.elapsed = elapsed
+        if elapsed >= schedule.preliminary_seconds and not has_preliminary:
+            has_preliminary = True
+            export(trainer.averaged, arguments.output)
+            record_training(arguments, trainer, store)
+        size = _COARSE_SIZE if elapsed < schedule.coarse_seconds else INPUT_SIZE
+        batch = store.draw_batch(arguments.batch_size, size, trainer.rng)
+        total += trainer.train_step(batch, schedule.rate(elapsed, trainer.step))
+        if trainer.step % _REPORT_STEPS == 0:
+            mean = float(total) / _REPORT_STEPS
             print(
-                f"step {step} size {size} progress {progress:.3f} loss {total / 50:.4f} "
-                f"{(now - last_report) / (50 * _BATCH):.3f} s/image",
+                f"{elapsed:6.1f} s: step {trainer.step} at {size} px, loss {mean:.4f}, "
+                f"{store.num_drawn} scenes drawn, {store.num_workers} workers",
                 flush=True,
             )
-            last_report, total = now, 0.0
-            if now - last_save > 240:
-                export(averaged, checkpoint_folder)
-                last_save = now
-    averaged.dpt.embeddings.image_size = (INPUT_SIZE, INPUT_SIZE)
-    print(f"trained {step} steps of {_BATCH} pictures", flush=True)
-    return averaged, step
+            if not math.isfinite(mean):
+                raise RuntimeError(
+                    f"the loss is {mean} before step {trainer.step}; lower --learning-rate"
+                )
+            total.zero_()
+        if arguments.checkpoint and time.monotonic() - last_save > _CHECKPOINT_SECONDS:
+            trainer.save(arguments.checkpoint)
+            last_save = time.monotonic()
+    export(trainer.averaged, arguments.output)
+    record_training(arguments, trainer, store)
+    if arguments.checkpoint:
+        trainer.save(arguments.checkpoint)
 
 
-def draw_batches(
-    files: list[Path], rng: np.random.Generator, size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Augmented batches without end.
-
-    Yields:
-        images (B, 3, S, S) float32 in -1..1; inverse depth (B, S, S) min-max scaled to 0..1 per
-        picture; objects (B, S, S) bool, true on objects.
-    """
-    scenes: dict[str, npt.NDArray[np.generic]] = {}
-    loaded = [np.load(path) for path in files]
-    for name in ("image", "inverse_depth", "owner"):
-        scenes[name] = np.concatenate([part[name] for part in loaded])
-    del loaded
-    while True:
-        order = rng.permutation(len(scenes["image"]))
-        for first in range(0, len(order) - _BATCH + 1, _BATCH):
-            picked = [
-                _augment(*(scenes[name][index] for name in scenes), rng=rng, size=size)
-                for index in order[first : first + _BATCH]
-            ]
-            images, inverse_depths, objects = zip(*picked, strict=True)
-            yield (
-                torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
-                torch.from_numpy(np.stack(inverse_depths)),
-                torch.from_numpy(np.stack(objects)),
-            )
-
-
-def _augment(
-    image: npt.NDArray[np.uint8],
-    inverse_depth: npt.NDArray[np.float16],
-    owner: npt.NDArray[np.uint8],
-    *,
-    rng: np.random.Generator,
-    size: int,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Random crop of another aspect, flip, exposure, tint and noise."""
-    height, width = owner.shape
-    if rng.uniform() < 0.4:
-        crop_height, crop_width = (int(rng.uniform(0.65, 1.0) * side) for side in (height, width))
-        top = int(rng.integers(height - crop_height + 1))
-        left = int(rng.integers(width - crop_width + 1))
-        window = np.s_[top : top + crop_height, left : left + crop_width]
-        image, inverse_depth, owner = image[window], inverse_depth[window], owner[window]
-    if rng.uniform() < 0.5:
-        image, inverse_depth, owner = image[:, ::-1], inverse_depth[:, ::-1], owner[:, ::-1]
-    pixels = image.astype(np.float32) / 255
-    target = inverse_depth.astype(np.float32)
-    objects = np.ascontiguousarray(owner > 0)
-    if owner.shape != (size, size):
-        shrinks = owner.shape[0] > size
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        pixels = cv2.resize(np.ascontiguousarray(pixels), (size, size), interpolation=how)
-        rows = ((np.arange(size) + 0.5) * owner.shape[0] / size).astype(int)
-        columns = ((np.arange(size) + 0.5) * owner.shape[1] / size).astype(int)
-        target, objects = target[np.ix_(rows, columns)], objects[np.ix_(rows, columns)]
-    if rng.uniform() < 0.6:
-        tint = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
-        pixels = np.clip(pixels * tint.astype(np.float32), 0, 1) ** np.float32(
-            rng.uniform(0.8, 1.25)
-        )
-        pixels = pixels + rng.normal(0, 0.01, pixels.shape).astype(np.float32)
-    target = (target - target.min()) / max(float(np.ptp(target)), 1e-6)
-    return (
-        np.ascontiguousarray(pixels * 2 - 1, dtype=np.float32),
-        np.ascontiguousarray(target, dtype=np.float32),
-        np.ascontiguousarray(objects),
-    )
-
-
-def depth_loss(predicted: Tensor, target: Tensor, objects: Tensor) -> Tensor:
+def depth_loss(predicted: Tensor, batch: Batch) -> Tensor:
     """Scale- and shift-invariant error with gradients, plus a plain error that fixes the scale.
 
     Args:
         predicted: (B, S, S), any scale.
-        target: (B, S, S) inverse depth, 0..1.
-        objects: (B, S, S) bool.
+        batch: what is true.
 
     Returns:
-        Scalar: mean |aligned - target| + 0.5 mean |predicted - target|, both weighted towards
-        depth steps and objects, + 2 Σ over strides 1, 2, 4, 8 of the mean gradient error,
-        + 0.3 `missed_steps`.
+        Scalar: mean |aligned - target| + 0.5 mean |predicted - target|, + 2 Σ over strides 1, 2,
+        4, 8 of the mean gradient error, all weighted towards depth steps, objects and far points
+        (half of the weight goes with distance, as the error in metres does), + 0.5 `missed_steps`.
     """
-    weight = 1 + objects.float() + 3 * near_depth_steps(target)
+    target = batch.inverse_depth
+    weight = 1 + batch.kind + 3 * near_depth_steps(target)
+    distance = 1 / (target + batch.farthest).clamp(min=0.05)
+    weight = weight * (1 + distance / distance.mean(dim=(1, 2), keepdim=True))
     weight = weight / weight.mean(dim=(1, 2), keepdim=True)
     aligned = align(predicted, target, weight)
     loss = (weight * (aligned - target).abs()).mean()
     loss = loss + 0.5 * (weight * (predicted - target).abs()).mean()
     error = aligned - target
     for stride in (1, 2, 4, 8):
-        coarse = error[:, ::stride, ::stride]
-        across = (coarse[:, :, 1:] - coarse[:, :, :-1]).abs().mean()
-        down = (coarse[:, 1:] - coarse[:, :-1]).abs().mean()
+        coarse, w = error[:, ::stride, ::stride], weight[:, ::stride, ::stride]
+        across = (w[:, :, 1:] * (coarse[:, :, 1:] - coarse[:, :, :-1]).abs()).mean()
+        down = (w[:, 1:] * (coarse[:, 1:] - coarse[:, :-1]).abs()).mean()
         loss = loss + 2.0 * (across + down)
-    return loss + 0.3 * missed_steps(aligned, target)
+    return loss + 0.5 * missed_steps(aligned, target)
 
 
 def missed_steps(aligned: Tensor, target: Tensor, reach: int = 2) -> Tensor:
@@ -348,7 +312,7 @@ def missed_steps(aligned: Tensor, target: Tensor, reach: int = 2) -> Tensor:
     Returns:
         Scalar >= 0; graph-connected 0 without steps.
     """
-    total, count = aligned.sum() * 0.0, 0
+    total = count = aligned.sum() * 0.0
     for turned in (False, True):
         guess, truth = (part.mT if turned else part for part in (aligned, target))
         inner = slice(reach, truth.shape[2] - 1 - reach)
@@ -356,12 +320,12 @@ def missed_steps(aligned: Tensor, target: Tensor, reach: int = 2) -> Tensor:
         # A slant's neighbouring differences are equal; a step's are not.
         bend = (difference[..., 1:] - difference[..., :-1]).abs()
         is_step = (difference.abs() > 0.02) & (functional.pad(bend, (1, 1)) > 0.02)[..., 1:]
-        step, is_step = difference[..., inner], is_step[..., inner]
+        step, is_step = difference[..., inner], is_step[..., inner].float()
         span = guess[..., 1 + 2 * reach :] - guess[..., : -1 - 2 * reach]
-        share = span[is_step] * step[is_step].sign() / step[is_step].abs()
-        total = total + (1 - share).clamp(min=0).sum()
-        count += int(is_step.sum())
-    return total / max(count, 1)
+        share = span * step.sign() / step.abs().clamp(min=0.02)
+        total = total + (is_step * (1 - share).clamp(min=0)).sum()
+        count = count + is_step.sum()
+    return total / count.clamp(min=1)
 
 
 def near_depth_steps(inverse_depth: Tensor) -> Tensor:
@@ -382,14 +346,27 @@ def align(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     centred = predicted - mean_p
     covariance = (weight * centred * (target - mean_t)).sum(dim=(1, 2), keepdim=True)
     variance = (weight * centred**2).sum(dim=(1, 2), keepdim=True)
-    scale = covariance / (variance + 1e-3 * total)
+    scale = covariance / (variance + 1e-4 * total)
     return centred * scale + mean_t
 
 
 def export(model: DPTForDepthEstimation, folder: Path) -> None:
-    """Write the model and its image processor in HuggingFace format."""
+    """Write the model and its image processor in HuggingFace format, the weights last and at once.
+
+    Weights take 16 bits in the file; the config says float32, so that is how they are loaded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    model.dpt.embeddings.image_size = (INPUT_SIZE, INPUT_SIZE)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        model.save_pretrained(unfinished)  # config.json, as from_pretrained expects it
+        (Path(unfinished) / "config.json").replace(folder / "config.json")
+        weights = {
+            name: tensor.detach().cpu().contiguous().to(_file_dtype(tensor))
+            for name, tensor in model.state_dict().items()
+        }
+        save_file(weights, Path(unfinished) / "weights", metadata={"format": "pt"})
+        (Path(unfinished) / "weights").chmod(0o644)
+        (Path(unfinished) / "weights").replace(folder / "model.safetensors")
     DPTImageProcessor(
         do_resize=True,
         size={"height": INPUT_SIZE, "width": INPUT_SIZE},
@@ -400,32 +377,38 @@ def export(model: DPTForDepthEstimation, folder: Path) -> None:
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     ).save_pretrained(folder)
-    size = (folder / "model.safetensors").stat().st_size
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(json.dumps({"bytes": size, "parameters": num_parameters}), flush=True)
+    num_bytes = (folder / "model.safetensors").stat().st_size
+    print(json.dumps({"bytes": num_bytes, "parameters": num_parameters}), flush=True)
 
 
-def record_training(arguments: argparse.Namespace, num_steps: int) -> None:
+def _file_dtype(tensor: Tensor) -> torch.dtype:
+    """Kernels and matrices in 16 bits; biases, scales and running statistics as they are."""
+    return torch.float16 if tensor.ndim > 1 else tensor.dtype
+
+
+def record_training(arguments: argparse.Namespace, trainer: Trainer, store: SceneStore) -> None:
     """Add this run to `training.json`, after those of the model that it started from."""
-    runs: list[dict[str, object]] = []
+    runs: list[dict[str, Any]] = []
     if arguments.start_from is not None and (arguments.start_from / "training.json").is_file():
         runs = json.loads((arguments.start_from / "training.json").read_text())
+    is_cuda = trainer.device.type == "cuda"
     runs.append(
         {
-            "scenes": arguments.num_scenes,
+            "device": torch.cuda.get_device_name() if is_cuda else "cpu",
+            "scenes": store.num_drawn,
+            "start_scene": arguments.start_scene,
             "scenes_seed": TRAINING_SEED,
             "seed": arguments.seed,
-            "minutes": arguments.minutes,
-            "threads": arguments.threads,
-            "coarse_share": arguments.coarse_share,
+            "seconds": round(trainer.elapsed),
+            "coarse_seconds": arguments.coarse_seconds,
             "learning_rate": arguments.learning_rate,
-            "steps": num_steps,
-            "pictures_per_step": _BATCH,
-            "loss": "gradients at four scales, missed steps",
-            "miniature_share": 0.25,
+            "steps": trainer.step,
+            "pictures_per_step": arguments.batch_size,
         }
     )
-    (arguments.output / "training.json").write_text(json.dumps(runs, indent=2) + "\n")
+    text = json.dumps(runs, indent=2)
+    (arguments.output / "training.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
