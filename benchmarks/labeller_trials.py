@@ -28,7 +28,6 @@ import tarfile
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,42 +65,56 @@ def main() -> None:
     print(f"{time.time() - began:.0f} seconds in all", flush=True)
 
 
-def plan_trials(start: str, steps: int, size: int) -> Iterator[dict[str, Any]]:
-    """Trials that begin with the same weights, the most telling first."""
+_CHANGES: tuple[dict[str, Any], ...] = (
+    {"paste_share": 0.5},
+    {"known_crops": 6},
+    {"light_strength": 2.0},
+    {"frozen": []},
+    {"teacher_agreement": 3.0},
+    {"encoder_rate": 1.0},
+    {"teacher_weight": 3.0},
+    {"batch_size": 32},
+    {"colour_threshold": 0.5},
+    {"box_hint_share": 1.0},
+    {"colour_weight": 0.3},
+    {"margin_high": 0.8},
+    {"teacher_decay": 0.998},
+    {"learning_rate": 2e-3},
+    {"start_share": 0.0},
+    {"paste_share": 1.0},
+    {"projection_weight": 2.0},
+    {"colour_threshold": 0.15},
+    {"light_strength": 3.0},
+)
+
+
+def plan_trials(start: str, steps: int, size: int) -> list[dict[str, Any]]:
+    """Trials that begin with the same weights, the most telling first.
+
+    On the shipped weights one setting at a time is changed, on new ones first what helped so far.
+    """
     adapt = {"kind": "adapt", "start": start, "steps": steps, "crop_size": size}
     supervised = {"kind": "supervised", "start": start, "steps": max(5 * steps // 2, 20)}
-    yield {"kind": "zero_shot", "start": start, "crop_size": size}
-    yield adapt | {"change": {}}
-    yield adapt | {"change": {"paste_share": 0.5}}
-    yield supervised | {"crop_size": size}
-    yield adapt | {"change": {"known_crops": 6}}
-    yield adapt | {"change": {"teacher_agreement": 3.0}}
-    yield adapt | {"change": {"light_strength": 2.0}}
-    yield adapt | {"change": {}, "seed": 1}
-    yield supervised | {"steps": 8 * steps, "crop_size": size}
-    yield adapt | {"change": {"encoder_rate": 1.0}}
-    yield adapt | {"change": {"frozen": []}}
-    yield adapt | {"change": "gains", "seed": 0}
-    yield adapt | {"change": {"teacher_weight": 3.0}}
-    yield adapt | {"change": {"colour_threshold": 0.5}}
-    yield adapt | {"change": {"box_hint_share": 1.0}}
-    yield adapt | {"change": {}, "crop_size": size + 32}
-    yield adapt | {"change": {"colour_weight": 0.3}}
-    yield adapt | {"change": {"batch_size": 32}}
-    yield adapt | {"change": {"teacher_decay": 0.998}}
-    yield adapt | {"change": {"margin_high": 0.8}}
-    yield supervised | {"crop_size": size + 32}
-    yield adapt | {"change": {"learning_rate": 2e-3}}
-    yield adapt | {"change": {"start_share": 0.0}}
-    yield adapt | {"change": {}, "steps": 3 * steps}
-    yield adapt | {"change": {"light_strength": 3.0}}
-    yield adapt | {"change": {"paste_share": 1.0}}
-    yield adapt | {"change": "gains", "seed": 1}
-    yield adapt | {"change": "gains", "seed": 2}
-    yield adapt | {"change": {"colour_threshold": 0.15}}
-    yield adapt | {"change": {"projection_weight": 2.0}}
-    yield adapt | {"change": "gains", "rounds": 2}
-    yield supervised | {"crop_size": size + 64}
+    supervised |= {"crop_size": size}
+    base, gains = adapt | {"change": {}}, adapt | {"change": "gains"}
+    measured = {"kind": "zero_shot", "start": start, "crop_size": size}
+    changes = [adapt | {"change": change} for change in _CHANGES]
+    longer = [supervised | {"steps": 8 * steps}, supervised | {"crop_size": size + 32}]
+    rest = [
+        base | {"crop_size": size + 32},
+        gains | {"seed": 1},
+        base | {"seed": 1},
+        gains | {"seed": 2},
+        base | {"steps": 3 * steps},
+        gains | {"steps": 3 * steps},
+        gains | {"rounds": 2},
+        gains | {"crop_size": size + 32},
+    ]
+    if start == "shipped":
+        return [measured, base, *changes[:3], supervised, *changes[3:], *longer, *rest]
+    if ":" in start:
+        return [measured, base, gains, supervised, *rest]
+    return [measured, base, supervised, *changes[:2], gains, *longer[:1], *changes[2:4], *rest]
 
 
 class Coordinator:
@@ -118,7 +131,7 @@ class Coordinator:
         self.rows: list[dict[str, Any]] = []
         shipped = {"shipped": str(ROOT / "data" / "labeller" / "model.safetensors")}
         self.weights: dict[str, str] = shipped
-        self.plans = {"shipped": list(plan_trials("shipped", arguments.steps, arguments.crop_size))}
+        self.plans = {"shipped": plan_trials("shipped", arguments.steps, arguments.crop_size)}
         self.num_given = 0
 
     def run(self) -> None:
@@ -130,6 +143,7 @@ class Coordinator:
                 for encoder in [name for name, p in pretraining.items() if p.poll() is not None]:
                     self.take_pretrained(encoder, pretraining.pop(encoder).returncode)
                 if not pretraining:
+                    self.stop_drawers()
                     self.add_workers(self.arguments.workers - len(self.workers))
                 self.hand_out()
                 try:
@@ -142,8 +156,7 @@ class Coordinator:
         finally:
             for process in pretraining.values():
                 process.kill()
-            for drawer in self.drawers:
-                drawer.kill()
+            self.stop_drawers()
             for worker in self.workers:
                 worker.kill()
             self.tasks.cancel_join_thread()
@@ -173,6 +186,11 @@ class Coordinator:
                     cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                 )  # fmt: skip
         return started
+
+    def stop_drawers(self) -> None:
+        """The scenes that were drawn stay."""
+        for drawer in self.drawers:
+            drawer.kill()
 
     def take_pretrained(self, encoder: str, status: int) -> None:
         """Plan trials from new weights, before those that are left of the old ones."""
@@ -259,9 +277,14 @@ class Coordinator:
         with (self.arguments.output / "trials.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line[:300], flush=True)
+        if row["kind"] == "zero_shot":
+            self.pack_weights()
 
     def pack_weights(self) -> None:
-        """The better mean of each encoder by its IoU on train without adaptation, in two tars."""
+        """The better mean of each encoder by its IoU on train without adaptation, in two tars.
+
+        Done as soon as something is known, and again when more is: the time may end at any moment.
+        """
         score = {
             row["start"]: row["train"]["mean_iou"]
             for row in self.rows
@@ -273,16 +296,21 @@ class Coordinator:
         for name in chosen:
             best.setdefault(name.rpartition("-")[0], name)
         order = [*best.values(), *(name for name in chosen if name not in best.values())]
-        number, held = 0, _MOST_TAR_BYTES + 1
+        tars: list[list[str]] = [[]]
+        held = 10240
         for name in order:
             size = Path(self.weights[name]).stat().st_size + 2048
             if held + size > _MOST_TAR_BYTES:
-                number, held = number + 1, 10240
-            if number > 2:
-                return
+                tars.append([])
+                held = 10240
+            tars[-1].append(name)
             held += size
-            with tarfile.open(self.arguments.output / f"weights-{number}.tar", "a") as tar:
-                tar.add(self.weights[name], f"{name}.safetensors")
+        for number, names in enumerate(tars[:2], 1):
+            path = self.arguments.output / f"weights-{number}.tar"
+            with tarfile.open(path.with_suffix(".part"), "w") as tar:
+                for name in names:
+                    tar.add(self.weights[name], f"{name}.safetensors")
+            path.with_suffix(".part").replace(path)
 
 
 def work(

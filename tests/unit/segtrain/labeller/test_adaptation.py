@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from segtrain.errors import CheckpointError, DatasetError
 from segtrain.labeller import BoxedPhoto, LabellerSettings, adapt_labeller
 from segtrain.labeller.adaptation import _Adaptation, drop_hints
+from segtrain.labeller.crop_batches import KnownCrops
+from segtrain.labeller.crop_losses import TeacherMasks, teacher_dice
 from segtrain.run.checkpoints import load_state
 from segtrain.run.metrics_log import read_metrics
 
@@ -190,3 +192,32 @@ def test_the_result_lies_between_the_start_and_what_was_learned(
     for name in ("head.bias", "levels.0.lateral.weight", "encoder.blocks.5.0.conv_pw.weight"):
         assert not torch.equal(learned[name], start[name])
         torch.testing.assert_close(found[name], 0.75 * learned[name] + 0.25 * start[name])
+
+
+def test_crops_with_known_masks_are_learned_beside_the_boxes(
+    photos: list[BoxedPhoto], tiny_settings: LabellerSettings, start_weights: Path, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    def draw(iteration: int) -> KnownCrops:
+        asked.append(iteration)
+        return KnownCrops(
+            torch.zeros(2, 3, 64, 64), torch.zeros(2, 2, 64, 64), torch.ones(2, 32, 32)
+        )
+
+    settings = dataclasses.replace(tiny_settings, paste_share=0.5)
+    adapt_labeller(photos, settings, tmp_path, start=start_weights, known_crops=draw)
+    assert asked == [0, 1, 2, 3]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert all(row["known"] > 0 for row in rows)
+
+
+def test_crops_count_by_the_teacher_s_agreement_with_itself() -> None:
+    masks = torch.zeros(2, 8, 8)
+    masks[:, 2:6, 2:6] = 1
+    logits = torch.full((2, 8, 8), -9.0)
+    logits[0, 2:6, 2:6] = 9.0
+    teacher = TeacherMasks(masks, torch.tensor([1.0, 0.5]))
+    alike = float(teacher_dice(logits, teacher, 0.0))
+    assert alike == pytest.approx(0.5, abs=0.01)
+    assert float(teacher_dice(logits, teacher, 2.0)) == pytest.approx(0.2, abs=0.01)
