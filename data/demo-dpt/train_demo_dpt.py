@@ -357,16 +357,6 @@ def export(model: DPTForDepthEstimation, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.dpt.embeddings.image_size = (INPUT_SIZE, INPUT_SIZE)
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        model.save_pretrained(unfinished)  # config.json, as from_pretrained expects it
-        (Path(unfinished) / "config.json").replace(folder / "config.json")
-        weights = {
-            name: tensor.detach().cpu().contiguous().to(_file_dtype(tensor))
-            for name, tensor in model.state_dict().items()
-        }
-        save_file(weights, Path(unfinished) / "weights", metadata={"format": "pt"})
-        (Path(unfinished) / "weights").chmod(0o644)
-        (Path(unfinished) / "weights").replace(folder / "model.safetensors")
     DPTImageProcessor(
         do_resize=True,
         size={"height": INPUT_SIZE, "width": INPUT_SIZE},
@@ -377,6 +367,16 @@ def export(model: DPTForDepthEstimation, folder: Path) -> None:
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     ).save_pretrained(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        model.save_pretrained(unfinished)  # config.json, as from_pretrained expects it
+        (Path(unfinished) / "config.json").replace(folder / "config.json")
+        weights = {
+            name: tensor.detach().cpu().contiguous().to(_file_dtype(tensor))
+            for name, tensor in model.state_dict().items()
+        }
+        save_file(weights, Path(unfinished) / "weights", metadata={"format": "pt"})
+        (Path(unfinished) / "weights").chmod(0o644)
+        (Path(unfinished) / "weights").replace(folder / "model.safetensors")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_bytes = (folder / "model.safetensors").stat().st_size
     print(json.dumps({"bytes": num_bytes, "parameters": num_parameters}), flush=True)
