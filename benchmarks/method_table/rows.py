@@ -44,6 +44,11 @@ CHOSEN = {
 }
 
 
+# In the laboratory's crops the object fills a third; of a whole map it is a few per cent, and edges
+# at its border hardly count. So both look around the box as far as those crops do.
+NEAR = {"model.surroundings": 0.4}
+
+
 def _ablation(title: str, config: str = _LAYER_AND_CONSISTENCY, **changes: Any) -> Row:
     """A row about the paper's method, with sensed depth; `a__b` stands for the setting `a.b`."""
     named = {key.replace("__", "."): value for key, value in changes.items()}
@@ -62,6 +67,17 @@ ROWS: dict[str, Row] = {
         changes=CHOSEN,
         depth="sensed",
     ),
+    "control_near": Row(
+        title="**control**, around the box",
+        config=_BOXINST,
+        changes={"model.color_everywhere": True, **NEAR},
+    ),
+    "ours_near": Row(
+        title="**sensed depth, the laboratory's links, around the box**",
+        config=_BOXINST,
+        changes={**CHOSEN, **NEAR},
+        depth="sensed",
+    ),
     "masks": Row(title="ceiling: CondInst on true masks", config=_CONDINST),
     "paper": Row(title="the paper's method, sensed depth", config=_FULL, depth="sensed"),
     "labelled_with_depth": Row(
@@ -75,7 +91,13 @@ ROWS: dict[str, Row] = {
     "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled"),
     "bbtp": Row(title="BBTP", config="baselines/bbtp_r50", tier=1),
     "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50", tier=1),
-    "box_teacher": Row(title="BoxTeacher", config="baselines/box_teacher_r50", tier=1),
+    "box_teacher": Row(
+        title="BoxTeacher",
+        config="baselines/box_teacher_r50",
+        changes={"train.teacher_short_side": None},
+        tier=1,
+    ),
+    "disco_box": Row(title="DiscoBox", config="baselines/disco_box_r50", tier=1),
     "layer": _ablation("BoxInst + depth layer", "ablation/depth_layer"),
     "consistency": _ablation("BoxInst + consistency", "ablation/consistency"),
     "layer_consistency": _ablation("BoxInst + both"),
@@ -90,7 +112,15 @@ ROWS: dict[str, Row] = {
         title="the paper's method, predicted depth", config=_FULL, depth="predicted", tier=1
     ),
     "box_teacher_depth": _ablation(
-        "BoxTeacher + consistency", "baselines/box_teacher_r50", model__consistency=True
+        "BoxTeacher + consistency",
+        "baselines/box_teacher_r50",
+        train__teacher_short_side=None,
+        model__consistency=True,
+    ),
+    "disco_box_depth": _ablation(
+        "DiscoBox, depth in the mean field",
+        "baselines/disco_box_r50",
+        model__distillation__reads_depth=True,
     ),
     "in_box": _ablation("both, consistency inside the box", "ablation/consistency_inside_box"),
     "delayed": _ablation("both, consistency from half the run", model__consistency_start=0.5),

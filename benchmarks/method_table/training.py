@@ -28,8 +28,7 @@ from segtrain.use.evaluation import evaluate_model
 from segtrain.use.labelling import label_dataset
 
 _SMALL = "configs/demo/boxinst.py"
-_NETWORK = ("backbone", "feature_channels", "tower_depth", "mask_channels")
-_PIXELS = ("pixel_mean", "pixel_std")
+_NETWORK = ("backbone", "tower_depth", "pixel_mean", "pixel_std")
 _KEPT_OF_TRAIN = ("distill_from", "deliver")
 OnProgress = Callable[[str], None]
 
@@ -47,6 +46,8 @@ class Budget:
         learning_rate: AdamW's, with the demo's warm-up and drops.
         warmup: share of the run over which pairwise terms grow to full weight.
         label_iterations: steps of the labeller.
+        channels: of the pyramid and the heads.
+        mask_channels: of the mask branch.
         backbone: timm model; the default starts from ImageNet weights.
     """
 
@@ -58,6 +59,8 @@ class Budget:
     learning_rate: float = 1e-3
     warmup: float = 0.5
     label_iterations: int = 200
+    channels: int = 64
+    mask_channels: int = 16
     backbone: str = "tf_efficientnet_lite0"
 
 
@@ -142,9 +145,10 @@ def make_config(
     """A row's config, as small as the table needs it."""
     small, cfg = load_config(_SMALL), load_config(row.config)
     known = inspect.signature(locate(cfg.model._target_)).parameters
-    for name in (*_NETWORK, *_PIXELS):
+    sizes = {"feature_channels": budget.channels, "mask_channels": budget.mask_channels}
+    for name, value in ({name: small.model[name] for name in _NETWORK} | sizes).items():
         if name in known:
-            cfg.model[name] = small.model[name]
+            cfg.model[name] = value
     if budget.backbone != "tf_efficientnet_lite0":
         cfg.model.backbone.update(name=budget.backbone, pretrained=False)
     if "warmup_iterations" in cfg.model:

@@ -43,6 +43,9 @@ class LossSettings:
         consistency_start: share of the run after which the consistency term's warm-up begins.
         consistency_inside_box_only: whether only edges whose centre is in the box count. Eq. 4
             names no box; inside one the term only ever grows the foreground of a confident mask.
+        surroundings: how far around each box `color_everywhere` and consistency look, as a share of
+            its sides; None is the whole map, of which an object is often a small part, so that the
+            edges at its border hardly count.
         depth_threshold: τ, least depth similarity of an edge.
         slant_invariant: link along second differences of depth (`losses/consistency.py`).
         warmup_iterations: the pairwise terms grow linearly until then.
@@ -62,6 +65,7 @@ class LossSettings:
     consistency_weight: float = 1.0
     consistency_start: float = 0.0
     consistency_inside_box_only: bool = False
+    surroundings: float | None = None
     depth_threshold: float = 0.5
     slant_invariant: bool = False
     warmup_iterations: int = 10_000
@@ -72,6 +76,10 @@ class LossSettings:
         for name in ("color_threshold", "depth_threshold"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if self.surroundings is not None and self.surroundings < 0:
+            raise ValueError(
+                f"surroundings must be null or a share of the box's sides, got {self.surroundings}"
+            )
         if not 0 <= self.consistency_start <= 1:
             raise ValueError(
                 f"consistency_start must be a share of the run in [0, 1], not iterations, got "
@@ -145,6 +153,7 @@ class MaskSupervision(Supervision):
         settings = self.settings
         warmup = settings.warmup_iterations
         weight = warm_up(masks.iteration, warmup)
+        around = masks.extents_around(settings.surroundings)
         terms: dict[str, tuple[float, torch.Tensor, torch.Tensor]] = {}
         if settings.color or settings.color_everywhere:
             similarity = color_similarity(
@@ -160,13 +169,13 @@ class MaskSupervision(Supervision):
             if settings.color:
                 terms["loss_color"] = (weight, edges, masks.extents)
             if settings.color_everywhere:
-                terms["loss_color_everywhere"] = (weight, edges, masks.whole_extents)
+                terms["loss_color_everywhere"] = (weight, edges, around)
         if settings.consistency:
             start = settings.consistency_start * settings.total_iterations
             terms["loss_consistency"] = (
                 settings.consistency_weight * warm_up(masks.iteration, warmup, start),
                 masks.depth_edges,
-                masks.extents if settings.consistency_inside_box_only else masks.whole_extents,
+                masks.extents if settings.consistency_inside_box_only else around,
             )
         if not terms:
             return {}

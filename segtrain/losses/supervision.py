@@ -110,6 +110,19 @@ class MaskBatch:
         whole = torch.tensor([0, height, 0, width], device=self.device)
         return whole.expand(len(self.mask_logits), 4)
 
+    def extents_around(self, share: float | None) -> torch.Tensor:
+        """Each mask's box with a margin of a share of its sides, (I, 4); None: the whole map."""
+        if share is None:
+            return self.whole_extents
+        height, width = self.mask_logits.shape[1:]
+        starts, stops = self.extents[:, ::2], self.extents[:, 1::2]
+        margins = ((stops - starts) * share).round().to(starts.dtype)
+        limits = torch.tensor([height, width], device=self.device)
+        is_filled = stops > starts
+        starts = torch.where(is_filled, (starts - margins).clamp(min=0), starts)
+        stops = torch.where(is_filled, torch.minimum(stops + margins, limits), stops)
+        return torch.stack((starts, stops), dim=2).flatten(1)
+
     @cached_property
     def inverse_depth_255(self) -> torch.Tensor:
         """Pseudo depth in 0..255, (B, H, W).

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segtrain.losses.mask_supervision import LossSettings
-from segtrain.losses.supervision import warm_up
+from segtrain.losses.supervision import BatchBoxes, MaskBatch, warm_up
 from segtrain.modeling.condinst import CondInst
 
 MakeModel = Callable[..., CondInst]
@@ -59,6 +59,44 @@ def test_consistency_belongs_to_the_whole_map_and_color_can(
         entry["instances"].gt_boxes.tensor[:] = torch.tensor([0.0, 0.0, 128.0, 96.0])
     everywhere = _losses(make_model, batch, 999, consistency=True, color_everywhere=True)
     assert everywhere["loss_color_everywhere"] == pytest.approx(everywhere["loss_color"], rel=1e-5)
+
+
+def test_surroundings_lie_between_the_box_and_the_whole_map(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    batch = make_batch()
+
+    def terms(**settings: Any) -> tuple[float, float]:
+        losses = _losses(
+            make_model, batch, 999, consistency=True, color_everywhere=True, **settings
+        )
+        return losses["loss_consistency"], losses["loss_color_everywhere"]
+
+    whole = terms()
+    assert terms(surroundings=100.0) == pytest.approx(whole)
+    inside = terms(consistency_inside_box_only=True, surroundings=0.0)
+    assert terms(surroundings=0.0) == pytest.approx(inside)
+    near = terms(surroundings=0.3)
+    assert near[0] not in (pytest.approx(whole[0], rel=1e-5), pytest.approx(inside[0], rel=1e-5))
+    with pytest.raises(ValueError, match="surroundings"):
+        LossSettings(surroundings=-0.1)
+
+
+def test_margins_stay_on_the_map_and_empty_boxes_empty() -> None:
+    masks = MaskBatch(
+        entries=[],
+        padded_size=(80, 120),
+        truth=BatchBoxes(
+            boxes=[],
+            classes=[],
+            extents=torch.tensor([[2, 12, 20, 30], [5, 5, 7, 9]]),
+            image_indices=torch.zeros(2, dtype=torch.int64),
+        ),
+        box_indices=torch.tensor([0, 1]),
+        mask_logits=torch.zeros(2, 20, 30),
+    )
+    assert masks.extents_around(0.5).tolist() == [[0, 17, 15, 30], [5, 5, 6, 10]]
+    assert masks.extents_around(None).tolist() == [[0, 20, 0, 30]] * 2
 
 
 def test_depth_cuts_the_links_of_colour(make_model: MakeModel, make_batch: MakeBatch) -> None:
