@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from detectron2.config import LazyCall
-
 from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
+from ..common.mask_rcnn import model
 
-model = LazyCall("segtrain.modeling.mask_rcnn.build_mask_rcnn")(
-    depth=50, num_classes="${data.num_classes}"
-)
 depth.enabled = False
 data.use_masks = True
 optimizer.learning_rate = 0.02

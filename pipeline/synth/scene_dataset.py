@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from pipeline.synth.contact_sheet import draw_contact_sheet
 from pipeline.synth.scene_layout import APPEARANCES, PRESETS, SceneSettings
 from pipeline.synth.scene_rendering import Scene, render_scene
 from pipeline.synth.shapes import FloatArray
+from segtrain.data.segmentations import encode_mask
 
 _SHEET_SCENES = 12
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -197,7 +197,6 @@ def _write_one(task: tuple[_Job, int]) -> tuple[dict[str, Any], list[dict[str, A
 def _annotate(scene: Scene, *, image_id: int, one_class: bool) -> list[dict[str, Any]]:
     entries = []
     for number, box in enumerate(scene.boxes_xywh):
-        encoded = coco_mask.encode(np.asfortranarray(scene.masks[number].astype(np.uint8)))
         entries.append(
             {
                 "image_id": image_id,
@@ -205,10 +204,7 @@ def _annotate(scene: Scene, *, image_id: int, one_class: bool) -> list[dict[str,
                 "bbox": [float(value) for value in box],
                 "area": int(scene.masks[number].sum()),
                 "iscrowd": 0,
-                "segmentation": {
-                    "size": list(encoded["size"]),
-                    "counts": encoded["counts"].decode("ascii"),
-                },
+                "segmentation": encode_mask(scene.masks[number]),
                 "appearance": scene.appearances[number],
                 "cut_by_border": bool(scene.cut_by_border[number]),
             }

@@ -14,7 +14,10 @@ from segtrain.mask_grid.validity import sample_mask_grid
 def annotated_masks(
     batched_inputs: Sequence[dict[str, Any]], padded_size: tuple[int, int], supervision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Annotated masks of the batch on the mask grid, (G, H, W) bool, and which boxes have one."""
+    """Annotated masks of the batch on the mask grid, (G, H, W) bool, and which boxes have one.
+
+    An object whose `gt_has_mask` says that it has none is no empty object: its box alone teaches.
+    """
     masks, has_mask = [], []
     for entry in batched_inputs:
         instances: Instances = entry["instances"]
@@ -32,7 +35,7 @@ def annotated_masks(
             grid[:, : sampled.shape[1], : sampled.shape[2]] = sampled
             own = (
                 instances.gt_has_mask.cpu().bool()
-                if supervision == "mixed" and instances.has("gt_has_mask")
+                if instances.has("gt_has_mask")
                 else torch.ones(count, dtype=torch.bool)
             )
         masks.append(grid)

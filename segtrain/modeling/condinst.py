@@ -24,6 +24,7 @@ from segtrain.modeling.condinst_network import LEVELS, CondInstNetwork
 from segtrain.modeling.dynamic_mask_head import run_dynamic_head
 from segtrain.modeling.fcos import Detections, gather_patches
 from segtrain.modeling.fcos_targets import assign_targets
+from segtrain.modeling.image_batches import original_size
 from segtrain.modeling.mask_positives import choose_positives
 from segtrain.modeling.mask_postprocessing import finish_detections
 from segtrain.modeling.masks_for_boxes import best_locations, cut_to_boxes
@@ -197,7 +198,7 @@ class CondInst(CondInstNetwork):
         ):
             mask_logits, _ = self.masks_of(detections, image, dense)
             instances = finish_detections(
-                detections, mask_logits, size, _output_size(entry, size), encode=self.encode_masks
+                detections, mask_logits, size, original_size(entry, size), encode=self.encode_masks
             )
             results.append({"instances": instances})
         return results
@@ -249,7 +250,7 @@ class CondInst(CondInstNetwork):
         for entry, given, (logits, scores) in zip(batched_inputs, instances, drawn, strict=True):
             size = int(entry["image"].shape[-2]), int(entry["image"].shape[-1])
             boxes, classes = given.gt_boxes.tensor, given.gt_classes
-            output_size = _output_size(entry, size)
+            output_size = original_size(entry, size)
             results.append(cut_to_boxes(logits, boxes, classes, scores, size, output_size))
         return results
 
@@ -287,8 +288,3 @@ class CondInst(CondInstNetwork):
                 own_classes,
             )
             yield self.masks_of(found, image, dense)[0], scores
-
-
-def _output_size(entry: dict[str, Any], size: Sequence[int]) -> tuple[int, int]:
-    """Height and width of the original image."""
-    return int(entry.get("height", size[0])), int(entry.get("width", size[1]))

@@ -29,6 +29,7 @@ from segtrain.modeling.fcos import (
     detect,
     gather_patches,
 )
+from segtrain.modeling.image_batches import batch_images
 from segtrain.modeling.mask_branch import MaskBranch
 from segtrain.precision import widen
 
@@ -118,16 +119,8 @@ class CondInstNetwork(nn.Module):
         return self.mask_settings.depth_form if self.mask_settings.depth_layer else None
 
     def batch_images(self, images: Sequence[torch.Tensor]) -> ImageList:
-        """Normalise, then pad with zeros to a multiple of 32.
-
-        On a CPU in channels-last memory, which all convolutions keep: oneDNN then reorders no maps.
-        """
-        batch = ImageList.from_tensors(
-            [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images], 32
-        )
-        if self.device.type == "cpu":
-            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
-        return batch
+        """Normalised and padded to a multiple of 32."""
+        return batch_images(images, self.pixel_mean, self.pixel_std)
 
     def predict_densely(self, images: torch.Tensor) -> DensePredictions:
         """What inference computes at every location."""

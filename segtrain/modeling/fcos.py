@@ -72,10 +72,13 @@ class Scale(nn.Module):
 class Tower(nn.Sequential):
     """Convolution, GroupNorm and ReLU in turn, on all levels of a pyramid."""
 
-    def __init__(self, channels: int, depth: int, groups: int) -> None:
+    def __init__(
+        self, channels: int, depth: int, groups: int, in_channels: int | None = None
+    ) -> None:
         super().__init__()
-        for _ in range(depth):
-            self.append(nn.Conv2d(channels, channels, 3, padding=1))
+        for index in range(depth):
+            entering = channels if index or in_channels is None else in_channels
+            self.append(nn.Conv2d(entering, channels, 3, padding=1))
             self.append(nn.GroupNorm(groups, channels))
             self.append(nn.ReLU(inplace=True))
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
+from segtrain.data.segmentations import encode_mask
 from segtrain.mask_grid.upsampling import aligned_bilinear
 from segtrain.modeling.fcos import Detections
 
@@ -54,6 +53,59 @@ def finish_detections(
     return instances
 
 
+def full_size_instances(
+    mask_logits_DHW: torch.Tensor,
+    classes_D: torch.Tensor,
+    scores_D: torch.Tensor,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    *,
+    encode: bool,
+) -> Instances:
+    """Instances of a detector without boxes: a mask's box is its extent; empty masks are left out.
+
+    Args:
+        mask_logits_DHW: at stride 4 of the resized image.
+        classes_D: of the masks.
+        scores_D: of the masks.
+        image_size: height and width of the resized image.
+        output_size: of the original one.
+        encode: masks as `pred_masks_rle` rather than `pred_masks`.
+    """
+    boxes, kept, codes, masks = [], [], [], []
+    for chunk in mask_chunks(mask_logits_DHW, image_size, output_size):
+        extents = tight_boxes(chunk)
+        is_filled = extents[:, 2] > extents[:, 0]
+        boxes.append(extents[is_filled])
+        kept.append(is_filled)
+        if encode:
+            codes += [encode_mask(mask) for mask in chunk[is_filled].cpu().numpy()]
+        else:
+            masks.append(chunk[is_filled])
+    nothing = mask_logits_DHW.new_zeros(0, *output_size, dtype=torch.bool)
+    chosen = torch.cat([nothing.new_zeros(0), *kept])
+    instances = Instances(output_size)
+    instances.pred_boxes = Boxes(torch.cat([scores_D.new_zeros(0, 4), *boxes]))
+    instances.scores = scores_D[chosen]
+    instances.pred_classes = classes_D[chosen]
+    if encode:
+        instances.pred_masks_rle = codes
+    else:
+        instances.pred_masks = torch.cat([nothing, *masks])
+    return instances
+
+
+def tight_boxes(masks_DHW: torch.Tensor) -> torch.Tensor:
+    """First and one-past-last column and row of masks: (D, 4) x1, y1, x2, y2; 0 where empty."""
+    sides = []
+    for dim in (1, 2):
+        is_filled = masks_DHW.any(dim).int()
+        first = is_filled.argmax(1)
+        last = is_filled.shape[1] - is_filled.flip(1).argmax(1)
+        sides.append(torch.stack((first, last), 1) * is_filled.amax(1, keepdim=True))
+    return torch.stack((sides[0], sides[1]), 2).flatten(1).float()
+
+
 def full_size_masks(
     mask_logits_DHW: torch.Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
 ) -> torch.Tensor:
@@ -76,12 +128,11 @@ def encoded_masks(
     mask_logits_DHW: torch.Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """The same masks as COCO run-length codes; memory does not grow with their number."""
-    codes: list[dict[str, Any]] = []
-    for chunk in mask_chunks(mask_logits_DHW, image_size, output_size):
-        for mask in chunk.cpu().numpy():
-            code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            codes.append({"size": list(code["size"]), "counts": code["counts"].decode("ascii")})
-    return codes
+    return [
+        encode_mask(mask)
+        for chunk in mask_chunks(mask_logits_DHW, image_size, output_size)
+        for mask in chunk.cpu().numpy()
+    ]
 
 
 def mask_chunks(

@@ -70,8 +70,6 @@ def cut_to_boxes(
 ) -> Instances:
     """Masks of given boxes at the original size, each cut to its box.
 
-    An empty mask becomes the filled box, with score 0.
-
     Args:
         mask_logits: (G, H, W) at stride 4 of the padded image.
         boxes: (G, 4) in pixels of the resized image.
@@ -82,18 +80,32 @@ def cut_to_boxes(
     """
     scaled = Boxes(boxes.clone())
     scaled.scale(output_size[1] / image_size[1], output_size[0] / image_size[0])
-    pixels = _covering_pixels(scaled.tensor, output_size).tolist()
-    scores = scores.clone()
     masks = full_size_masks(mask_logits, image_size, output_size)
-    for index, (r0, r1, c0, c1) in enumerate(pixels):
+    return keep_inside_boxes(masks, scaled, classes, scores)
+
+
+def keep_inside_boxes(
+    masks: torch.Tensor, boxes: Boxes, classes: torch.Tensor, scores: torch.Tensor
+) -> Instances:
+    """Instances of given boxes; a mask that is empty in its box becomes the filled box, score 0.
+
+    Args:
+        masks: (G, H, W) bool at the original size; changed in place.
+        boxes: G boxes in its pixels.
+        classes: (G,).
+        scores: (G,) in [0, 1].
+    """
+    size = (int(masks.shape[1]), int(masks.shape[2]))
+    scores = scores.clone()
+    for index, (r0, r1, c0, c1) in enumerate(_covering_pixels(boxes.tensor, size).tolist()):
         inside = masks[index, r0:r1, c0:c1].clone()
         masks[index] = False
         if not inside.any():
             scores[index] = 0.0
             inside = torch.ones_like(inside)
         masks[index, r0:r1, c0:c1] = inside
-    instances = Instances(output_size)
-    instances.pred_boxes = scaled
+    instances = Instances(size)
+    instances.pred_boxes = boxes
     instances.pred_classes = classes
     instances.scores = scores
     instances.pred_masks = masks

@@ -13,7 +13,7 @@ from segtrain.data.loader import iterate_batches
 from segtrain.data.mapper import TeacherView, TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler
 from segtrain.depth_source import describe_fill_command
-from segtrain.errors import TrainingConfigError
+from segtrain.errors import DatasetError, TrainingConfigError
 from segtrain.run.experiment import Experiment
 from segtrain.run.train_settings import distillation_start, require_num_classes
 
@@ -37,6 +37,14 @@ def read_training_data(experiment: Experiment) -> BoxDataset:
         keep_images_without_boxes=data.keep_images_without_boxes,
         bad_boxes="refuse" if data.bad_boxes == "refuse" else "drop",
     )
+    if data.use_masks and all(
+        item.segmentation is None for record in dataset.records for item in record.annotations
+    ):
+        raise DatasetError(
+            f"{data.train_json}: no object has a mask, and data.use_masks=True; name a file with "
+            "masks (`pipeline masks` makes one from boxes), or set data.use_masks=False and a "
+            "supervision that learns from boxes"
+        )
     require_image_files(dataset.records, data.train_json)
     require_num_classes(dataset.categories, data.num_classes, data.train_json)
     return dataset

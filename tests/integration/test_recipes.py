@@ -42,6 +42,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # detectron2's anchors call meshgrid in the way that torch asks to change.
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
 ]
 
 
@@ -60,8 +62,10 @@ def material(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_annotations(folder / "some-masks.json", document, lambda number: number % 2 == 0)
     shutil.copytree(model, folder / "Intel" / "dpt-large")
     _write_depth_anything(folder / "depth-anything" / "Depth-Anything-V2-Small-hf")
-    names = ("coco/full_r50_1x", "coco/boxinst_r50_1x", "coco/condinst_r50_1x")
-    for name in (*names, "cityscapes/full_r50"):
+    detectors = ("boxinst_r50", "condinst_r50", "mask_rcnn_r50")
+    names = ("coco/full_r50_1x", "cityscapes/full_r50", *(f"baselines/{n}" for n in detectors))
+    for name in names:
+        assert (REPOSITORY / "configs" / f"{name}.py").is_file(), "a recipe must name what ships"
         _write_tiny_config(folder / "configs" / f"{name}.py")
     return folder
 
@@ -197,7 +201,7 @@ def test_second_phase(run_recipe: Callable[..., None], folder: Path) -> None:
     masks = json.loads(Path("masks.json").read_text())["annotations"]
     assert [item["id"] for item in masks] == [item["id"] for item in boxes]
     assert all("segmentation" in item for item in masks)
-    for name in ("second-phase", "mixed-phase"):
+    for name in ("second-phase", "second-phase-mask-rcnn", "mixed-phase"):
         assert Path(f"runs/{name}/model_final.pth").is_file()
     assert len(list(Path("runs/masks").glob("labels-*.jsonl"))) == 1, "labelled once"
 
@@ -381,7 +385,7 @@ def _write_tiny_config(path: Path) -> None:
     """The method of the name on a tiny backbone, two iterations; data as each recipe names them."""
     cityscapes = "cityscapes" in str(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    method = "full" if "full" in path.stem else "boxinst"
+    method = next((m for m in ("full", "mask_rcnn") if m in path.stem), "boxinst")
     path.write_text(
         f"""
 from detectron2.config import LazyCall, LazyConfig
@@ -390,9 +394,12 @@ from segtrain.modeling.backbones import build_timm_fpn
 _full = LazyConfig.load({str(REPOSITORY / f"configs/demo/{method}.py")!r})
 data, depth, optimizer = _full.data, _full.depth, _full.optimizer
 schedule, dataloader, train, model = _full.schedule, _full.dataloader, _full.train, _full.model
-model.backbone = LazyCall(build_timm_fpn)(name="test_efficientnet_gn", out_channels=32)
-model.feature_channels = 32
-model.tower_depth = 1
+model.backbone = LazyCall(build_timm_fpn)(
+    name="test_efficientnet_gn", out_channels=32, finest_level={2 if method == "mask_rcnn" else 3}
+)
+if {method != "mask_rcnn"}:
+    model.feature_channels = 32
+    model.tower_depth = 1
 model.pixel_mean = [103.53, 116.28, 123.675]
 model.pixel_std = [58.0, 57.0, 57.0]
 data.num_classes = {8 if cityscapes else 6}

@@ -1,0 +1,11 @@
+"""SOLOv2 with annotated masks (arXiv 2003.10152), R-50, COCO 1x."""
+
+from __future__ import annotations
+
+from ..common.coco_1x import data, dataloader, depth, optimizer, schedule, train
+from ..common.solov2 import model
+
+depth.enabled = False
+data.use_masks = True
+
+__all__ = ["data", "dataloader", "depth", "model", "optimizer", "schedule", "train"]
