@@ -1,4 +1,4 @@
-"""DiscoBox's structured teacher (arXiv 2105.06464) on our detector, R-101-DCN, COCO 3x."""
+"""DiscoBox (arXiv 2105.06464) on our detector, R-101-DCN, COCO 3x."""
 
 from __future__ import annotations
 

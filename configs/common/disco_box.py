@@ -17,6 +17,11 @@ model.distillation = LazyCall("segtrain.distillation.disco_box.DiscoBoxSettings"
     reads_depth=False,
     depth_width=4.0,
     num_updates=5,
+    memory_entries=8,
+    correspondence_weight=1.0,
+    contrast_weight=0.1,
+    num_bins=14,
+    temperature=0.1,
     teacher_precision="auto",
 )
 

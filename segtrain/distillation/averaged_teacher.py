@@ -105,13 +105,17 @@ class AveragedTeacher:
         """Move a step of the moving average towards the student."""
         update_teacher(self.network, student, momentum)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers."""
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Weights and buffers of the averaged student."""
         state: dict[str, torch.Tensor] = self.network.state_dict()
         return state
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights, and what else a resumed run needs."""
+        return self.weights()
+
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights and buffers."""
+        """Go on from `state_dict`."""
         self.network.load_state_dict(state)
 
     @torch.no_grad()
@@ -131,15 +135,18 @@ class AveragedTeacher:
         return found
 
     @torch.no_grad()
-    def draw(self, entries: Entries, truth: BatchBoxes) -> list[torch.Tensor]:
+    def draw(self, entries: Entries, truth: BatchBoxes) -> tuple[list[torch.Tensor], torch.Tensor]:
         """A soft mask for every box of each image, in the teacher's view; as precise as `detect`.
 
         It is that of the location that predicts the box best.
+
+        Returns:
+            The masks of each image, and the mask branch's features (B, C, H, W) at stride 8.
         """
         self.network.eval()
         boxes = [to_teacher_boxes(*own) for own in zip(entries, truth.boxes, strict=True)]
         with self._precision(truth.extents.device):
-            drawn: list[torch.Tensor] = self.network.soft_masks_for_boxes(
+            drawn: tuple[list[torch.Tensor], torch.Tensor] = self.network.soft_masks_for_boxes(
                 [teacher_image(entry) for entry in entries], boxes, truth.classes
             )
         return drawn

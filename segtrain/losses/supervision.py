@@ -223,6 +223,9 @@ class MaskTeacher(Protocol):
     def update(self, student: Any, momentum: float) -> None:
         """Follow the student after its step."""
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those of a model of the student's form."""
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a resumed run needs."""
 

@@ -63,6 +63,7 @@ def mean_field(
     dilations: Sequence[int],
     weight: float,
     num_iterations: int,
+    evidence_IHW: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Marginals of E(y) = −Σ log m_p(y_p) + weight · Σ k_pq [y_p ≠ y_q], by parallel updates.
 
@@ -77,6 +78,7 @@ def mean_field(
         dilations: those of the kernels.
         weight: of the pairwise potential.
         num_iterations: updates.
+        evidence_IHW: log-odds beside those of the masks; None for none.
 
     Returns:
         (I, H, W) in [0, 1], 0 outside the box.
@@ -88,6 +90,8 @@ def mean_field(
         inside = draw_extents(extents_I4[chosen], size)
         kernels = kernels_BKHW[image_indices_I[chosen]]
         unary = torch.logit(probabilities_IHW[chosen], eps=_LEAST_PROBABILITY)
+        if evidence_IHW is not None:
+            unary = unary + evidence_IHW[chosen]
         marginals = probabilities_IHW[chosen] * inside
         for _ in range(num_iterations):
             beliefs = 2 * marginals - 1

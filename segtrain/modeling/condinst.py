@@ -20,7 +20,7 @@ from segtrain.losses.supervision import (
     Supervision,
 )
 from segtrain.mask_grid.bitmasks import fill_ratio
-from segtrain.modeling.condinst_network import LEVELS, CondInstNetwork
+from segtrain.modeling.condinst_network import LEVELS, CondInstNetwork, DensePredictions
 from segtrain.modeling.dynamic_mask_head import run_dynamic_head
 from segtrain.modeling.fcos import Detections, gather_patches
 from segtrain.modeling.fcos_targets import assign_targets
@@ -241,8 +241,9 @@ class CondInst(CondInstNetwork):
             `scores` in [0, 1].
         """
         instances = [entry["instances"].to(self.device) for entry in batched_inputs]
+        images = self.batch_images([entry["image"] for entry in batched_inputs])
         drawn = self._masks_for_boxes(
-            [entry["image"] for entry in batched_inputs],
+            self.predict_densely(images.tensor),
             [given.gt_boxes.tensor for given in instances],
             [given.gt_classes for given in instances],
         )
@@ -260,24 +261,28 @@ class CondInst(CondInstNetwork):
         images: Sequence[torch.Tensor],
         boxes: Sequence[torch.Tensor],
         classes: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """A mask for every given box of each image, as probabilities at stride 4, (G, H, W).
 
         Args:
             images: (3, H, W) each.
             boxes: (G, 4) of each, in its pixels.
             classes: (G,) of each.
+
+        Returns:
+            The masks of each image, and the mask branch's features of all, at stride 8.
         """
-        return [logits.sigmoid() for logits, _ in self._masks_for_boxes(images, boxes, classes)]
+        dense = self.predict_densely(self.batch_images(images).tensor)
+        drawn = self._masks_for_boxes(dense, boxes, classes)
+        return [logits.sigmoid() for logits, _ in drawn], dense.mask_features
 
     def _masks_for_boxes(
         self,
-        images: Sequence[torch.Tensor],
+        dense: DensePredictions,
         boxes: Sequence[torch.Tensor],
         classes: Sequence[torch.Tensor],
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Mask logits of the best location of every box, and its score; image by image."""
-        dense = self.predict_densely(self.batch_images(images).tensor)
         class_logits = self.proposal_generator.fcos_head.class_logits(dense.levels)
         for image, (own_boxes, own_classes) in enumerate(zip(boxes, classes, strict=True)):
             found, scores = best_locations(

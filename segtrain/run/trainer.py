@@ -391,8 +391,11 @@ class Trainer:
 
     def _finish(self, seconds: float, last_metrics: dict[str, float]) -> TrainSummary:
         weights = self.run_dir / "model_final.pth"
-        is_taught = self.teacher is not None and self.settings.deliver == "teacher"
-        delivered: Any = self.teacher if is_taught else self.model
+        delivered: dict[str, torch.Tensor] = (
+            self.teacher.weights()
+            if self.teacher is not None and self.settings.deliver == "teacher"
+            else self.model.state_dict()
+        )
         summary = TrainSummary(
             final_weights=str(weights),
             num_iterations=self.iteration,
@@ -409,7 +412,7 @@ class Trainer:
             save_atomically(
                 {
                     "format_version": 1,
-                    "model": delivered.state_dict(),
+                    "model": delivered,
                     "iteration": self.iteration,
                     "categories": self.dataset.categories,
                 },

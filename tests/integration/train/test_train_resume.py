@@ -115,7 +115,9 @@ TEACHERS = {
         },
     },
     "disco_box": {
-        "model.distillation": LazyCall(DiscoBoxSettings)(reads_depth=True, warmup_iterations=1),
+        "model.distillation": LazyCall(DiscoBoxSettings)(
+            reads_depth=True, warmup_iterations=1, memory_entries=2
+        ),
         "model.color": False,
         "train.teacher_short_side": None,
     },
