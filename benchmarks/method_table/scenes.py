@@ -70,7 +70,7 @@ def predict_depth(
     scenes: Scenes, models: Sequence[Path], on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Depth of the training pictures by the first of some models that exists, as `predicted`."""
-    model = next(folder for folder in models if (folder / "config.json").is_file())
+    model = next(folder for folder in models if (folder / "model.safetensors").is_file())
     shutil.rmtree(scenes.depth("train", "predicted"), ignore_errors=True)
     summary = precompute_depth(
         sorted(scenes.images("train").glob("*.png")),
