@@ -21,6 +21,7 @@ _SIZES = {
     "iterations": 2,
     "start-iterations": 2,
     "batch": 2,
+    "start-batch": 2,
     "short-side": 64,
     "teacher-side": 96,
     "label-iterations": 2,
@@ -78,7 +79,7 @@ def test_every_row_is_an_experiment_of_the_same_budget(name: str) -> None:
     assert found.depth.enabled == bool(row.depth)
     for part in ("optimizer", "schedule", "test_size"):
         assert getattr(found, part) == getattr(plain, part)
-    assert found.train_loader.augmentation.short_sides == [224, 256, 288]
+    assert found.train_loader.augmentation.short_sides == [336, 384, 432]
     assert found.train_loader.keep_in_memory
     for field in ("max_iter", "batch_size", "seed", "precision"):
         assert getattr(found.train, field) == getattr(plain.train, field)
