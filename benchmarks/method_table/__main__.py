@@ -22,7 +22,7 @@ from pipeline.resources import demo_dpt_path
 
 # The first of the laboratory's.
 _NUM_SCENES = {"train": 300, "choose": 80, "test": 80}
-_LABELLERS = {"labelled": False, "labelled-with-depth": True}
+_LABELLERS = {"labels": False, "labels-with-depth": True}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ class Row:
         changes: settings on top of it, by their names in the config.
         depth: `sensed`, `predicted`, or empty where the config reads none.
         masks: what annotated masks are where the config reads them: `true`, `filled` boxes,
-            `labelled` by the labeller, `labelled-with-depth`.
+            `labels` of the labeller, `labels-with-depth`.
         tier: all seeds of a lower tier come first.
     """
 
@@ -83,12 +83,12 @@ ROWS: dict[str, Row] = {
     "labelled_with_depth": Row(
         title="**CondInst on the labeller's masks**, which read sensed depth",
         config=_CONDINST,
-        masks="labelled-with-depth",
+        masks="labels-with-depth",
     ),
     "labelled": Row(
-        title="CondInst on the labeller's masks, pictures only", config=_CONDINST, masks="labelled"
+        title="CondInst on the labeller's masks, pictures only", config=_CONDINST, masks="labels"
     ),
-    "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled"),
+    "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled", tier=1),
     "bbtp": Row(title="BBTP", config="baselines/bbtp_r50", tier=1),
     "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50", tier=1),
     "box_teacher": Row(

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.method_table.rows import ROWS
 
 _LABELLERS = {
-    "labelled-with-depth": "the labeller itself, which reads sensed depth",
-    "labelled": "the labeller itself, pictures only",
+    "labels-with-depth": "the labeller itself, which reads sensed depth",
+    "labels": "the labeller itself, pictures only",
 }
 _COLUMNS = {
     "IoU given the box": ("iou", "all"),

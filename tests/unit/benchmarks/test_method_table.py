@@ -33,14 +33,14 @@ TINY = [text for name, value in _SIZES.items() for text in (f"--{name}", str(val
 
 def test_rows_train_resume_and_compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["run", "--output", str(tmp_path), *TINY, "--seeds", "0", "--rows"]
-    main([*command, "boxinst", "labelled_with_depth"])
+    main([*command, "boxinst", "labelled"])
     main([*command, "boxinst", "paper_predicted"])
     capfd.readouterr()
-    main([*command, "boxinst", "labelled_with_depth", "paper_predicted"])
+    main([*command, "boxinst", "labelled", "paper_predicted"])
     assert "nothing is missing" in capfd.readouterr().out
     runs = read_results(tmp_path / "results.jsonl", "choose")
     assert [run["row"] for run in runs] == [
-        "start", "boxinst", "labelled-with-depth", "labelled_with_depth", "predicted-depth",
+        "start", "boxinst", "labels", "labelled", "predicted-depth",
         "paper_predicted",
     ]  # fmt: skip
     for run in runs:
@@ -52,7 +52,7 @@ def test_rows_train_resume_and_compare(tmp_path: Path, capfd: pytest.CaptureFixt
     assert runs[-1]["depth"] == runs[-2]["fingerprint"]
     assert {"loss_dice", "loss_consistency", "loss_depth"} <= runs[-1]["last"].keys()
     table = draw_table(runs)
-    for name in ("boxinst", "labelled_with_depth", "paper_predicted"):
+    for name in ("boxinst", "labelled", "paper_predicted"):
         assert ROWS[name].title in table
     assert not read_results(tmp_path / "results.jsonl", "test")
 
