@@ -67,17 +67,6 @@ ROWS: dict[str, Row] = {
         changes=CHOSEN,
         depth="sensed",
     ),
-    "control_near": Row(
-        title="**control**, around the box",
-        config=_BOXINST,
-        changes={"model.color_everywhere": True, **NEAR},
-    ),
-    "ours_near": Row(
-        title="**sensed depth, the laboratory's links, around the box**",
-        config=_BOXINST,
-        changes={**CHOSEN, **NEAR},
-        depth="sensed",
-    ),
     "masks": Row(title="ceiling: CondInst on true masks", config=_CONDINST),
     "paper": Row(title="the paper's method, sensed depth", config=_FULL, depth="sensed"),
     "labelled_with_depth": Row(
@@ -129,6 +118,19 @@ ROWS: dict[str, Row] = {
         "DiscoBox, depth in the mean field",
         "baselines/disco_box_r50",
         model__distillation__reads_depth=True,
+    ),
+    "control_near": Row(
+        title="control, around the box",
+        config=_BOXINST,
+        changes={"model.color_everywhere": True, **NEAR},
+        tier=2,
+    ),
+    "ours_near": Row(
+        title="sensed depth, the laboratory's links, around the box",
+        config=_BOXINST,
+        changes={**CHOSEN, **NEAR},
+        depth="sensed",
+        tier=2,
     ),
     "in_box": _ablation("both, consistency inside the box", "ablation/consistency_inside_box"),
     "delayed": _ablation("both, consistency from half the run", model__consistency_start=0.5),
