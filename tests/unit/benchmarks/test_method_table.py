@@ -95,3 +95,7 @@ def test_results_skip_errors_and_unfinished_lines(tmp_path: Path) -> None:
     good = {"row": "boxinst", "seed": 0, "split": "test"}
     file.write_text(f'{json.dumps(good)}\n{json.dumps({**good, "error": "cut"})}\n{{"row": ')
     assert read_results(file, "test") == [good]
+
+
+def test_no_row_is_named_like_the_work_that_comes_before_rows() -> None:
+    assert not ROWS.keys() & {"start", "predicted-depth", "labels", "labels-with-depth"}
