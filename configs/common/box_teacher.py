@@ -12,6 +12,7 @@ from .boxinst import model
 model.distillation = LazyCall("segtrain.distillation.box_teacher.BoxTeacherSettings")(
     mask_weight=0.5,
     affinity_weight=0.1,
+    warmup_iterations="${model.warmup_iterations}",
     min_iou=0.5,
     min_confidence=0.0,
     teacher_precision="auto",

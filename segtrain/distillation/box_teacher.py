@@ -25,7 +25,7 @@ from segtrain.distillation.averaged_teacher import (
 )
 from segtrain.distillation.matching import box_affinity
 from segtrain.distillation.teaching import pseudo_mask_loss
-from segtrain.losses.supervision import BatchBoxes, Entries, MaskBatch
+from segtrain.losses.supervision import BatchBoxes, Entries, MaskBatch, warm_up
 from segtrain.mask_grid.bitmasks import draw_extents
 from segtrain.mask_grid.neighbours import HALF_DIRECTIONS, pair_slices
 from segtrain.modeling.fcos import Detections
@@ -39,6 +39,8 @@ class BoxTeacherSettings(TeacherSettings):
     Attributes:
         mask_weight: λ_p of the pseudo-mask loss.
         affinity_weight: λ_a of the affinity loss.
+        warmup_iterations: over which both grow, as BoxInst's pairwise term does: masks that are
+            still boxes would teach that they are.
         min_iou: of a prediction with its box.
         min_confidence: confidence that a mask must exceed to teach.
     """
@@ -47,12 +49,13 @@ class BoxTeacherSettings(TeacherSettings):
 
     mask_weight: float = 0.5
     affinity_weight: float = 0.1
+    warmup_iterations: int = 10_000
     min_iou: float = 0.5
     min_confidence: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(0.0, "mask_weight", "affinity_weight")
+        self.require_at_least(0.0, "mask_weight", "affinity_weight", "warmup_iterations")
         for name in ("min_iou", "min_confidence"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -99,9 +102,10 @@ class BoxTeacher(AveragedTeacher):
             confidences_G[taught.box_indices],
             taught.extents,
         )
+        growth = warm_up(masks.iteration, settings.warmup_iterations)
         return {
-            "loss_pseudo": settings.mask_weight * pseudo_mask_loss(*arguments),
-            "loss_affinity": settings.affinity_weight * affinity_loss(*arguments),
+            "loss_pseudo": settings.mask_weight * growth * pseudo_mask_loss(*arguments),
+            "loss_affinity": settings.affinity_weight * growth * affinity_loss(*arguments),
         }
 
     @torch.no_grad()

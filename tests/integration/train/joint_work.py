@@ -10,6 +10,7 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
+from segtrain.distillation.object_memory import ObjectMemory
 from segtrain.errors import NonFiniteLossError
 from segtrain.run.trainer import Trainer, train_model
 
@@ -143,6 +144,23 @@ def resume_one_and_stop_one(cfg: Any, resumed: Path, stopped: Path, stop_at: int
     for run_dir, name in ((resumed, "resumed"), (stopped, "stopped")):
         record = {"images": images[name], "warnings": warnings}
         torch.save(record, rank_file(run_dir, comm.get_rank()))
+
+
+def make_objects(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features, masks and classes of what a process finds; the second one finds more."""
+    random = torch.Generator().manual_seed(rank)
+    num = 2 + rank
+    features = torch.randn(num, 8, 4, generator=random)
+    return features, torch.rand(num, 4, generator=random), torch.arange(num) % 2
+
+
+def remember(folder: Path) -> None:
+    """Save what a process's memory holds after it added its own objects, then none."""
+    memory = ObjectMemory(num_classes=2, num_entries=3, temperature=0.1)
+    objects = make_objects(comm.get_rank())
+    memory.add(*objects)
+    memory.add(*(values[:0] if comm.get_rank() else values[:1] for values in objects))
+    torch.save(memory.state_dict(), rank_file(folder, comm.get_rank()))
 
 
 def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.engine import launch
 
+from segtrain.distillation.object_memory import ObjectMemory
 from segtrain.run.checkpoints import list_checkpoints, load_state
 from segtrain.run.metrics_log import read_metrics
 
@@ -143,3 +144,17 @@ def test_run_goes_on_with_another_number_of_processes(
         assert final["iteration"] == 5
         for name, value in final["model"].items():
             torch.testing.assert_close(value, expected["model"][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_remember_the_objects_of_both(tmp_path: Path, joint_work: Any) -> None:
+    _run_by_two(joint_work.remember, tmp_path)
+    one, other = (torch.load(joint_work.rank_file(tmp_path, rank)) for rank in (0, 1))
+    alone = ObjectMemory(num_classes=2, num_entries=3, temperature=0.1)
+    first, second = joint_work.make_objects(0), joint_work.make_objects(1)
+    alone.add(*(torch.cat(parts) for parts in zip(first, second, strict=True)))
+    alone.add(*(values[:1] for values in first))
+    assert one["counts"].tolist() == [4, 2]
+    for name, value in alone.state_dict().items():
+        assert torch.equal(one[name], value), name
+        assert torch.equal(other[name], value), name

@@ -138,6 +138,12 @@ def test_a_model_learns_from_it(
     assert not any(p.requires_grad for p in teacher.network.parameters())
     share = model.pop_metrics()["pseudo_mask_share"]
     assert (share > 0) == (num_boxes > 0)
+    # Its weight grows: the first of ten thousand steps here, beyond the last one there.
+    model.set_iteration(20_000)
+    later = model(make_batch(num_boxes), teacher=teacher)
+    assert losses["loss_pseudo"].item() * 10_000 == pytest.approx(
+        later["loss_pseudo"].item(), rel=0.05
+    )
 
 
 @pytest.mark.parametrize(
