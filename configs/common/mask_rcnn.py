@@ -9,4 +9,6 @@ model = LazyCall("segtrain.modeling.mask_rcnn.build_mask_rcnn")(
         depth=50, deformable=False, finest_level=2
     ),
     num_classes="${data.num_classes}",
+    head_channels=256,
+    rois_per_image=512,
 )

@@ -8,6 +8,8 @@ from .mask_rcnn import model
 model.backbone = backbone
 model.backbone.out_channels = 64
 model.backbone.finest_level = 2
+model.head_channels = 64
+model.rois_per_image = 128
 model.pixel_mean = pixels.mean
 model.pixel_std = pixels.std
 

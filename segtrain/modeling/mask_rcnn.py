@@ -108,6 +108,8 @@ def build_mask_rcnn(
     *,
     backbone: Backbone | nn.Module,
     num_classes: int = 80,
+    head_channels: int = 256,
+    rois_per_image: int = 512,
     pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> MaskRCNN:
@@ -116,6 +118,8 @@ def build_mask_rcnn(
     Args:
         backbone: with a pyramid p2 to p6 (`finest_level=2` of its builder).
         num_classes: without background.
+        head_channels: of the mask head's convolutions; the box head's layers have four times these.
+        rois_per_image: regions that train the heads, at most a quarter of them positive.
         pixel_mean: subtracted from BGR pixels in 0..255.
         pixel_std: by which they are divided.
 
@@ -139,11 +143,14 @@ def build_mask_rcnn(
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 1000
     cfg.MODEL.ROI_HEADS.IN_FEATURES = levels[:-1]
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = rois_per_image
     cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 4 * head_channels
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
     cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = head_channels
     cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
     return MaskRCNN(
         backbone=backbone,
