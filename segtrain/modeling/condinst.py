@@ -5,7 +5,7 @@ Shape legend: B images, I mask instances, P positive locations, H×W mask grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,14 @@ from segtrain.modeling.fcos_targets import assign_targets
 from segtrain.modeling.image_batches import original_size
 from segtrain.modeling.mask_positives import choose_positives
 from segtrain.modeling.mask_postprocessing import finish_detections
-from segtrain.modeling.masks_for_boxes import best_locations, cut_to_boxes
+from segtrain.modeling.masks_for_boxes import (
+    VIEWS,
+    BoxMasks,
+    best_locations,
+    candidate_locations,
+    choose_masks,
+    view_image,
+)
 
 BatchedInputs = Sequence[dict[str, Any]]
 
@@ -228,10 +235,10 @@ class CondInst(CondInstNetwork):
     def predict_masks_for_boxes(self, batched_inputs: BatchedInputs) -> list[Instances]:
         """A mask for every given box, in the order of the boxes.
 
-        For each box every location whose predicted box overlaps it is a candidate; the best product
-        of IoU and class × quality score of the box's own class gives the mask, cut to the box.
-        A box that no prediction overlaps takes the location nearest to its centre, with score 0. An
-        empty mask becomes the filled box, with score 0, so that every box yields a mask.
+        The image is looked at in several sizes, also mirrored. In each view the locations that
+        predict the box best, and its centre, are candidates; the mask whose extents agree best with
+        the box is taken. The mean of the views is cut to the box; where it is empty it becomes the
+        filled box, with score 0, so that every box yields a mask.
 
         Args:
             batched_inputs: as for training, `instances` in the frame of `image`.
@@ -240,19 +247,22 @@ class CondInst(CondInstNetwork):
             Instances at the original size with `pred_masks` bool, `pred_boxes`, `pred_classes` and
             `scores` in [0, 1].
         """
-        instances = [entry["instances"].to(self.device) for entry in batched_inputs]
-        images = self.batch_images([entry["image"] for entry in batched_inputs])
-        drawn = self._masks_for_boxes(
-            self.predict_densely(images.tensor),
-            [given.gt_boxes.tensor for given in instances],
-            [given.gt_classes for given in instances],
-        )
         results = []
-        for entry, given, (logits, scores) in zip(batched_inputs, instances, drawn, strict=True):
-            size = int(entry["image"].shape[-2]), int(entry["image"].shape[-1])
-            boxes, classes = given.gt_boxes.tensor, given.gt_classes
-            output_size = original_size(entry, size)
-            results.append(cut_to_boxes(logits, boxes, classes, scores, size, output_size))
+        for entry in batched_inputs:
+            given = entry["instances"].to(self.device)
+            boxes, size = given.gt_boxes.tensor, entry["image"].shape[-2:]
+            masks = BoxMasks(boxes, size, original_size(entry, size))
+            for factor, mirrored in VIEWS:
+                image, seen = view_image(entry["image"].to(self.device), boxes, factor, mirrored)
+                view_size = int(image.shape[1]), int(image.shape[2])
+                dense = self.predict_densely(self.batch_images([image]).tensor)
+                found, allowed = candidate_locations(
+                    *self._of_image(dense, 0), seen, given.gt_classes
+                )
+                logits = self.masks_of(found, 0, dense)[0]
+                chosen, scores = choose_masks(logits, allowed, seen, view_size)
+                masks.add(chosen, scores, view_size, mirrored)
+            results.append(masks.finish(given.gt_classes))
         return results
 
     @torch.no_grad()
@@ -273,23 +283,21 @@ class CondInst(CondInstNetwork):
             The masks of each image, and the mask branch's features of all, at stride 8.
         """
         dense = self.predict_densely(self.batch_images(images).tensor)
-        drawn = self._masks_for_boxes(dense, boxes, classes)
-        return [logits.sigmoid() for logits, _ in drawn], dense.mask_features
-
-    def _masks_for_boxes(
-        self,
-        dense: DensePredictions,
-        boxes: Sequence[torch.Tensor],
-        classes: Sequence[torch.Tensor],
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Mask logits of the best location of every box, and its score; image by image."""
-        class_logits = self.proposal_generator.fcos_head.class_logits(dense.levels)
+        drawn = []
         for image, (own_boxes, own_classes) in enumerate(zip(boxes, classes, strict=True)):
-            found, scores = best_locations(
-                [level[image] for level in class_logits],
-                [level[image] for level in dense.offsets],
-                [level[image] for level in dense.quality],
-                own_boxes,
-                own_classes,
-            )
-            yield self.masks_of(found, image, dense)[0], scores
+            found = best_locations(*self._of_image(dense, image), own_boxes, own_classes)
+            drawn.append(self.masks_of(found, image, dense)[0].sigmoid())
+        return drawn, dense.mask_features
+
+    def _of_image(
+        self, dense: DensePredictions, image: int
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Class logits, offsets and quality of one image, level by level."""
+        class_logits = self.proposal_generator.fcos_head.class_logits(
+            [level[image : image + 1] for level in dense.levels]
+        )
+        return (
+            [level[0] for level in class_logits],
+            [level[image] for level in dense.offsets],
+            [level[image] for level in dense.quality],
+        )

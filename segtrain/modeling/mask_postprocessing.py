@@ -138,7 +138,15 @@ def encoded_masks(
 def mask_chunks(
     mask_logits_DHW: torch.Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
 ) -> Iterator[torch.Tensor]:
-    """Sigmoid, aligned up-sampling to the input, crop of the padding, resize, threshold at 0.5.
+    """Masks at the original size, (n, output height, output width) bool: probability above 0.5."""
+    for chunk in probability_chunks(mask_logits_DHW, image_size, output_size):
+        yield chunk > MASK_THRESHOLD
+
+
+def probability_chunks(
+    mask_logits_DHW: torch.Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+) -> Iterator[torch.Tensor]:
+    """Sigmoid, aligned up-sampling to the input, crop of the padding, resize.
 
     Args:
         mask_logits_DHW: log-odds at stride 4 of the padded input.
@@ -146,7 +154,7 @@ def mask_chunks(
         output_size: height and width of the original image.
 
     Yields:
-        (n, output height, output width) bool.
+        (n, output height, output width) probabilities.
     """
     pixels = max(
         16 * mask_logits_DHW.shape[1] * mask_logits_DHW.shape[2], output_size[0] * output_size[1]
@@ -157,4 +165,4 @@ def mask_chunks(
         fine = aligned_bilinear(probabilities, 4)[:, :, : image_size[0], : image_size[1]]
         if image_size != output_size:
             fine = F.interpolate(fine, size=output_size, mode="bilinear", align_corners=False)
-        yield fine[:, 0] > MASK_THRESHOLD
+        yield fine[:, 0]

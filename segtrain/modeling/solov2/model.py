@@ -21,7 +21,7 @@ from segtrain.losses.supervision import BatchBoxes, Supervision
 from segtrain.mask_grid.validity import MASK_STRIDE
 from segtrain.modeling.image_batches import batch_images, original_size
 from segtrain.modeling.mask_postprocessing import full_size_instances, tight_boxes
-from segtrain.modeling.masks_for_boxes import cut_to_boxes
+from segtrain.modeling.masks_for_boxes import BoxMasks
 from segtrain.modeling.solov2.grid_targets import GridTargets, assign_cells, mass_centres
 from segtrain.modeling.solov2.head import GridHead, UnifiedMaskFeature
 from segtrain.modeling.solov2.matrix_nms import (
@@ -311,10 +311,9 @@ class SOLOv2(nn.Module):
                 if not masks:
                     none = torch.zeros(0, dtype=torch.int64, device=boxes.device)
                     masks, scores = [self._masks_of(dense, image, none, size)], [boxes.new_zeros(0)]
-            output_size = original_size(entry, size)
-            results.append(
-                cut_to_boxes(torch.cat(masks), boxes, classes, torch.cat(scores), size, output_size)
-            )
+            drawn = BoxMasks(boxes, size, original_size(entry, size))
+            drawn.add(torch.cat(masks), torch.cat(scores), size, mirrored=False)
+            results.append(drawn.finish(classes))
         return results
 
     def _best_of_box(
