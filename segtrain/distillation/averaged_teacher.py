@@ -82,7 +82,7 @@ class AveragedTeacher:
 
     def __init__(self, network: Any, settings: TeacherSettings) -> None:
         self.network = network.eval()
-        self._settings = settings
+        self.settings = settings
         if settings.teacher_nms_threshold is not None:
             network.fcos_settings = dataclasses.replace(
                 network.fcos_settings, nms_threshold=settings.teacher_nms_threshold
@@ -98,7 +98,7 @@ class AveragedTeacher:
 
     def __str__(self) -> str:
         device = next(iter(self.network.parameters())).device
-        is_rounded = self._settings.teaches_in_bfloat16(device)
+        is_rounded = self.settings.teaches_in_bfloat16(device)
         return "the teacher" + (", which computes in bfloat16," if is_rounded else "")
 
     def update(self, student: nn.Module, momentum: float) -> None:
@@ -152,7 +152,7 @@ class AveragedTeacher:
         return drawn
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self._settings.teaches_in_bfloat16(device):
+        if self.settings.teaches_in_bfloat16(device):
             return torch.autocast(device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 

@@ -73,9 +73,7 @@ class BoxTeacher(AveragedTeacher):
         settings: of the assignment and of the losses.
     """
 
-    def __init__(self, network: Any, settings: BoxTeacherSettings) -> None:
-        super().__init__(network, settings)
-        self.settings = settings
+    settings: BoxTeacherSettings
 
     def predict(self, entries: Entries, truth: BatchBoxes, iteration: int) -> SoftMasks:  # noqa: ARG002
         """What was found for the boxes of each image, and its soft masks (D, H, W)."""

@@ -120,9 +120,10 @@ class DiscoBox(AveragedTeacher):
         settings: of the mean field and of the loss.
     """
 
+    settings: DiscoBoxSettings
+
     def __init__(self, network: Any, settings: DiscoBoxSettings) -> None:
         super().__init__(network, settings)
-        self.settings = settings
         self.memory = (
             ObjectMemory(network.num_classes, settings.memory_entries, settings.temperature)
             if settings.memory_entries

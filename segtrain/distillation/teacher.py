@@ -89,9 +89,7 @@ class Teacher(AveragedTeacher):
         settings: of the matching and of the loss.
     """
 
-    def __init__(self, network: Any, settings: DistillationSettings) -> None:
-        super().__init__(network, settings)
-        self.settings = settings
+    settings: DistillationSettings
 
     def predict(self, entries: Entries, truth: BatchBoxes, iteration: int) -> SoftMasks:
         """Detections of each image that may be matched to a box, and their soft masks (D, H, W).
