@@ -19,6 +19,7 @@ from benchmarks.method_table.scenes import Scenes, make_scenes, predict_depth
 from benchmarks.method_table.table import draw_table, read_results
 from benchmarks.method_table.training import Budget, run_row, train_start, warm_up
 from pipeline.resources import demo_dpt_path
+from segtrain.run.resume_rules import describe_file
 
 # The first of the laboratory's.
 _NUM_SCENES = {"train": 300, "choose": 80, "test": 80}
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.add_argument("--workers", type=int, default=1, help="processes side by side")
     run.add_argument("--threads", type=int, default=1, help="of each of them")
     run.add_argument("--seconds", type=float, default=1e9, help="after which nothing begins")
+    run.add_argument("--start", type=Path, help="weights that all seeds start from; else trained")
     run.add_argument("--depth-model", type=Path, help="for predicted depth, if it exists by then")
     run.add_argument("--scratch", type=Path, help="for pictures and weights; else in the output")
     run.add_argument("--num-scenes", type=int, help="of each split; for trying the command")
@@ -97,6 +99,8 @@ def _plan(
         "num_scenes": arguments.num_scenes,
         "budget": dataclasses.asdict(budget),
     }
+    if arguments.start:
+        common["start"] = describe_file(str(arguments.start))
     jobs: dict[str, Job] = {}
 
     def ask(about: dict[str, Any], call: Any, *needs: str, **own: Any) -> str:
@@ -124,8 +128,11 @@ def _plan(
             continue
         shared = {"budget": budget, "split": split, "seed": seed}
         runs = arguments.scratch / "runs"
-        start = runs / f"start-{seed}"
-        needs = [ask({"row": "start", "seed": seed}, train_start, **shared, folder=start)]
+        start, needs = arguments.start, []
+        if start is None:
+            folder = runs / f"start-{seed}"
+            start = folder / "start.pth"
+            needs = [ask({"row": "start", "seed": seed}, train_start, **shared, folder=folder)]
         masks = row.masks
         if masks in _LABELLERS:
             masks = f"{row.masks}-{seed}"
@@ -156,7 +163,7 @@ def _plan(
             **shared,
             row=row,
             folder=runs / f"{name}-{seed}",
-            start=start / "start.pth",
+            start=start,
             depth=row.depth,
             masks=masks,
         )
