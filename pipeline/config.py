@@ -5,10 +5,14 @@ A config file is Python and runs when it is loaded: never load one that came ove
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib
 import inspect
 import os
 import re
+import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +24,7 @@ from pipeline.resources import resolve_config
 if TYPE_CHECKING:
     from segtrain.run.experiment import Experiment
 
+_ENVIRONMENT_MODULE = "detectron2.utils.env"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\[\]-]*=")
 
 
@@ -42,12 +47,14 @@ def load_config(
         UsageError: no such file, the file does not load, or an override is refused.
     """
     file = resolve_config(path)
-    from detectron2.config import LazyConfig
+    with _detectron2_without_torch():
+        from detectron2.config import LazyConfig
 
-    try:
-        config = LazyConfig.load(str(file))
-    except Exception as error:
-        raise UsageError(f"config {file} does not load: {type(error).__name__}: {error}") from error
+        try:
+            config = LazyConfig.load(str(file))
+        except Exception as error:
+            name = type(error).__name__
+            raise UsageError(f"config {file} does not load: {name}: {error}") from error
     for assignment in assignments:
         apply_assignment(config, assignment)
     keys = {assignment.partition("=")[0] for assignment in assignments}
@@ -74,6 +81,42 @@ def load_experiment(
     from segtrain.run.experiment import read_experiment
 
     return read_experiment(config)
+
+
+@contextlib.contextmanager
+def _detectron2_without_torch() -> Iterator[None]:
+    """Let `detectron2.config` be imported without torch, which takes seconds and serves no config.
+
+    detectron2's package imports `detectron2.utils.env` first, and that imports torch to set up the
+    process. Inside, a module without content stands in for it. Afterwards the real one takes over:
+    at once where a config imported what computes, else when detectron2 is next imported.
+    """
+    if "detectron2" in sys.modules or "torch" in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(_ENVIRONMENT_MODULE)
+    stand_in.__getattr__ = _environment_attribute  # type: ignore[method-assign]
+    sys.modules[_ENVIRONMENT_MODULE] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(_ENVIRONMENT_MODULE) is stand_in:
+            del sys.modules[_ENVIRONMENT_MODULE]
+        if "torch" in sys.modules:
+            importlib.import_module(_ENVIRONMENT_MODULE).setup_environment()
+        else:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
+                del sys.modules[name]
+
+
+def _environment_attribute(name: str) -> Any:
+    """An attribute of the stand-in: what the packages ask for at their start, else the real one."""
+    if name in ("setup_environment", "fixup_module_metadata"):
+        return lambda *_: None
+    if name.startswith("__"):
+        raise AttributeError(name)
+    sys.modules.pop(_ENVIRONMENT_MODULE, None)
+    return getattr(importlib.import_module(_ENVIRONMENT_MODULE), name)
 
 
 def split_assignments(arguments: Sequence[str]) -> list[str]:

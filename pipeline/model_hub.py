@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -22,10 +23,11 @@ def require_model(model: str, revision: str | None = None) -> None:
         revision: of a hub model.
 
     Raises:
-        UsageError: it looks like a folder, and there is none.
+        UsageError: it looks like a folder and there is none, or it holds no model.
         ServiceUnreachableError: it is a hub id, not on this machine, and the hub does not answer.
     """
     if Path(model).is_dir():
+        _require_model_folder(Path(model))
         return
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise UsageError(f"depth model {model!r} is no folder, and a hub id is OWNER/NAME")
@@ -36,6 +38,17 @@ def require_model(model: str, revision: str | None = None) -> None:
     if problem := find_hub_problem():
         raise ServiceUnreachableError(
             f"depth model {model} is not on this machine, and {problem}; {HUB_REMEDY}"
+        )
+
+
+def _require_model_folder(folder: Path) -> None:
+    try:
+        kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if not kind:
+        raise UsageError(
+            f"{folder} is no model in HuggingFace format: there is no config.json with a model_type"
         )
 
 

@@ -1,8 +1,35 @@
-"""In which precision to compute what."""
+"""On what, and in which precision, to compute."""
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
+
+from segtrain.errors import TrainingConfigError
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as this process's device.
+
+    Raises:
+        TrainingConfigError: `cuda` without a GPU.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise TrainingConfigError("train.device=cuda, but there is no CUDA device; set it to cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def autocast_to(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Forward passes run in `fp32`, `bf16` or `fp16` inside this context."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=_HALF[precision])
 
 
 def widen(values: torch.Tensor) -> torch.Tensor:

@@ -84,15 +84,17 @@ def compute_depth(
         }
         require_model(chosen_model, options["revision"])
         if dry_run:
-            from depthcache.stage_one.precompute import plan_depth
-            from depthcache.stage_one.settings import StageOneSettings
             from pipeline.runs.service_cache import is_service, local_root_of
+            from pipeline.runs.stages import stage_one_settings
 
             given = {key: value for key, value in options.items() if value is not None}
             if is_service(root):
                 given["upstreams"] = (root, *given.get("upstreams", ()))
                 root = local_root_of(root.rstrip("/"))
-            plan = to_jsonable(plan_depth(files, chosen_model, root, StageOneSettings(**given)))
+            settings_given = stage_one_settings(given)
+            from depthcache.stage_one.precompute import plan_depth
+
+            plan = to_jsonable(plan_depth(files, chosen_model, root, settings_given))
         else:
             from pipeline.runs.stages import compute_depth_maps
 

@@ -21,16 +21,22 @@ def evaluate(
 ) -> None:
     """Box and mask AP of a checkpoint on the config's test data."""
     from pipeline.config import load_experiment
-    from pipeline.errors import UsageError
     from pipeline.report.tables import format_ap_table
-    from pipeline.runs.experiment_files import existing_dataset_paths, refuse_absent_files
+    from pipeline.runs.experiment_files import (
+        existing_checkpoint,
+        existing_dataset_paths,
+        refuse_absent_files,
+        refuse_small_file,
+    )
 
-    if not weights.is_file():
-        raise UsageError(f"checkpoint {weights} does not exist")
+    existing_checkpoint(weights)
     refuse_absent_files(assignments or [], ["test"])
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
-        existing_dataset_paths(experiment, "test")
+        annotations = existing_dataset_paths(experiment, "test").annotations
+        from segtrain.run.dataset_records import read_test_data
+
+        refuse_small_file(annotations, lambda: read_test_data(experiment))
         from segtrain.use.evaluation import evaluate_model
 
         output.mkdir(parents=True, exist_ok=True)

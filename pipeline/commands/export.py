@@ -33,10 +33,11 @@ def export(
     """Export the detector with NMS and dynamic mask head; the graph is run and compared."""
     if model_format != "onnx":
         raise UsageError(f"--format knows onnx, got {model_format!r}")
-    if not weights.is_file():
-        raise UsageError(f"checkpoint {weights} does not exist")
-    require_writable(out)
     from pipeline.config import load_experiment
+    from pipeline.runs.experiment_files import existing_checkpoint
+
+    existing_checkpoint(weights)
+    require_writable(out)
 
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [])

@@ -27,11 +27,13 @@ def label(
     from pipeline.config import load_experiment
     from pipeline.errors import ExitCode, UsageError
     from pipeline.output import require_writable
+    from pipeline.runs.experiment_files import existing_checkpoint, refuse_small_file
     from pipeline.runs.manifest import write_atomically
+    from segtrain.data.coco_reader import read_usable_boxes
 
-    for path, what in ((weights, "checkpoint"), (coco, "annotation file")):
-        if not path.is_file():
-            raise UsageError(f"{what} {path} does not exist")
+    existing_checkpoint(weights)
+    if not coco.is_file():
+        raise UsageError(f"annotation file {coco} does not exist")
     if not images.is_dir():
         raise UsageError(f"image folder {images} does not exist")
     if out.resolve() == coco.resolve():
@@ -40,6 +42,7 @@ def label(
     failures: list[dict[str, str]] = []
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
+        refuse_small_file(coco, lambda: read_usable_boxes(coco, images))
         from segtrain.use.labelling import label_dataset
 
         with ProgressReporter("label", "images") as bar:

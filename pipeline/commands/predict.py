@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import ConfigArgument, JsonOption, SetOption, WeightsOption
-from pipeline.errors import ExitCode, UsageError
+from pipeline.errors import ExitCode
 from pipeline.output import stdout_kept_clean, to_jsonable, write_result
 from pipeline.progress import ProgressReporter
 
@@ -29,11 +29,11 @@ def predict(
     from pipeline.config import load_experiment
     from pipeline.datasets.image_lists import list_folder_images, read_coco_images
     from pipeline.output import require_writable
+    from pipeline.runs.experiment_files import existing_checkpoint
     from pipeline.runs.manifest import write_atomically
     from segtrain.data.image_files import find_image_file
 
-    if not weights.is_file():
-        raise UsageError(f"checkpoint {weights} does not exist")
+    existing_checkpoint(weights)
     with stdout_kept_clean():
         ids: list[int | str]
         if coco is None:

@@ -121,7 +121,7 @@ def plan_of(experiment: Experiment, folder: Path, stages: list[str]) -> dict[str
             "exists": os.path.exists(paths.annotations),  # noqa: PTH110 - never raises
         }
     if "train" in stages and datasets["train"]["exists"]:
-        from segtrain.run.training_data import read_training_data
+        from segtrain.run.dataset_records import read_training_data
 
         dataset = read_training_data(experiment)  # refuses what training would refuse
         datasets["train"] |= {

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,19 +36,13 @@ from pipeline.runs.manifest import (
 )
 from pipeline.runs.stages import digest_file_list, tell_changes
 from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable
-from segtrain.data.coco_reader import CocoReading, ImageRecord, read_coco, read_coco_file
+from segtrain.data.coco_reader import CocoReading, ImageRecord, read_coco, read_usable_boxes
 from segtrain.data.image_files import find_image_file, is_file
-from segtrain.data.mapper import read_image
 from segtrain.errors import DatasetError
-from segtrain.labeller import (
-    WEIGHTS_NAME,
-    BoxedPhoto,
-    LabellerSettings,
-    adapt_labeller,
-    label_boxes,
-    load_labeller,
-)
 from segtrain.run.resume_rules import describe_file
+
+if TYPE_CHECKING:
+    from segtrain.labeller import BoxedPhoto
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +141,7 @@ class _MasksRun:
             raise UsageError(f"image folder {request.images} does not exist")
         with self.manifest.running("check", {"images": str(request.images)}) as record:
             coco = request.coco or self._import_boxes()
-            reading = read_coco_file(coco, request.images)
-            require_usable(reading.findings, coco)
+            reading = read_usable_boxes(coco, request.images)
             if not any(image.annotations for image in reading.records):
                 raise UsageError(
                     f"{coco} has no box that can be used; `pipeline data check` says why"
@@ -217,6 +210,8 @@ class _MasksRun:
 
     def _adapt(self) -> Path:
         """Weights adapted to these boxes, or the starting ones when there is no time for that."""
+        from segtrain.labeller import WEIGHTS_NAME, LabellerSettings, adapt_labeller
+
         start = self.request.start or labeller_path()
         settings = LabellerSettings(depth=self.depth.mode, seed=self.request.seed)  # type: ignore[arg-type]
         inputs = {
@@ -265,6 +260,9 @@ class _MasksRun:
         return weights
 
     def _boxed_photos(self) -> list[BoxedPhoto]:
+        from segtrain.data.mapper import read_image
+        from segtrain.labeller import BoxedPhoto
+
         photos = []
         for record in self.records:
             boxes = np.array([item.box_xyxy for item in record.annotations], dtype=np.float32)
@@ -288,6 +286,9 @@ class _MasksRun:
 
     def _label(self) -> LabelJournal:
         """Labels of every photo in the journal."""
+        from segtrain.data.mapper import read_image
+        from segtrain.labeller import label_boxes, load_labeller
+
         inputs = {
             "weights": describe_file(str(self.weights)),
             "boxes": self.boxes_digest,
@@ -444,14 +445,14 @@ def plan_masks(request: MasksRequest) -> dict[str, Any]:
         UsageError, DatasetError: the boxes cannot be used.
     """
     if request.coco is not None:
-        reading = read_coco_file(request.coco, request.images)
+        reading = read_usable_boxes(request.coco, request.images)
     else:
         from pipeline.datasets.box_formats import read_boxes
 
         assert request.boxes is not None
         imported = read_boxes(request.boxes, request.images, request.boxes_format)
         reading = read_coco(imported.document(), request.images)
-    require_usable(reading.findings, request.coco or request.boxes or "")
+        require_usable(reading.findings, request.boxes)
     with_boxes = [record for record in reading.records if record.annotations]
     return {
         "dry_run": True,

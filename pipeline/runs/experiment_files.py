@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 # A bundled config names the bundled depth model by this.
 DEMO_MODEL_NAME = "demo-dpt"
 SPLITS = ("train", "test")
+# Reading a larger file takes as long as importing torch, and the work itself reads it.
+_MAX_BYTES_READ_TWICE = 2**23
+# A zip archive, or a pickle.
+_BEGINNINGS_OF_CHECKPOINTS = (b"PK", b"\x80")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,35 @@ def existing_annotations(experiment: Experiment, split: str) -> Path:
     if not annotations.is_file():
         raise _missing(f"data.{split}_json", annotations, "COCO file")
     return annotations
+
+
+def existing_checkpoint(path: Path) -> Path:
+    """A checkpoint that is there and begins like one; told before torch takes seconds to load.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path} does not exist")
+    with path.open("rb") as file:
+        begins = file.read(2)
+    if not begins.startswith(_BEGINNINGS_OF_CHECKPOINTS):
+        raise UsageError(
+            f"{path} is no readable checkpoint: it begins with {begins!r}, which torch.save does "
+            "not write; give a file such as RUN/model_final.pth"
+        )
+    return path
+
+
+def refuse_small_file(annotations: str | Path, read: Callable[[], object]) -> None:
+    """Let a small annotation file be read, and refused, before torch takes seconds to load.
+
+    Args:
+        annotations: the file.
+        read: reads it as the work will, and raises what the work would.
+    """
+    if Path(annotations).stat().st_size <= _MAX_BYTES_READ_TWICE:
+        read()
 
 
 def refuse_absent_files(assignments: Sequence[str], splits: Sequence[str]) -> None:

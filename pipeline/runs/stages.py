@@ -9,9 +9,11 @@ make it another experiment: `segtrain.run.resume_rules` says which those are.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ from pipeline.runs.experiment_files import (
     dataset_paths,
     existing_annotations,
     existing_dataset_paths,
+    refuse_small_file,
     resolve_model,
 )
 from pipeline.runs.manifest import Manifest
@@ -39,6 +42,7 @@ from segtrain.run.resume_rules import (
 
 if TYPE_CHECKING:
     from depthcache import DepthCache
+    from depthcache.stage_one.settings import StageOneSettings
     from segtrain.depth_source import DepthSettings
     from segtrain.run.experiment import Experiment
 
@@ -120,14 +124,17 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
         if weights.is_file():
             logger.info("train: done before, %s", weights)
             return weights
-    existing_dataset_paths(experiment, "train")
+    paths = existing_dataset_paths(experiment, "train")
     from segtrain.depth_source import open_depth
-    from segtrain.run.trainer import train_model
+    from segtrain.run.dataset_records import read_training_data
 
     cache = open_depth(experiment.depth)  # raises where there is none
     if cache is not None:
         tell_other_model(cache, experiment.depth.model)
     refuse_other_experiment(manifest, inputs)
+    refuse_small_file(paths.annotations, lambda: read_training_data(experiment))
+    from segtrain.run.trainer import train_model
+
     with (
         manifest.running("train", inputs) as record,
         ProgressReporter("train", "iterations") as bar,
@@ -161,6 +168,8 @@ def run_eval_stage(manifest: Manifest, experiment: Experiment, weights: Path) ->
     Returns:
         COCO metrics, `{"bbox": {...}, "segm": {...}}`.
     """
+    from segtrain.run.dataset_records import read_test_data
+
     file = manifest.folder / "eval" / "metrics.json"
     inputs = {
         "weights": describe_file(str(weights)),
@@ -174,7 +183,8 @@ def run_eval_stage(manifest: Manifest, experiment: Experiment, weights: Path) ->
     if manifest.is_done("eval", inputs) and file.is_file():
         logger.info("eval: done before, %s", file)
         return read_metrics(file)
-    existing_dataset_paths(experiment, "test")
+    paths = existing_dataset_paths(experiment, "test")
+    refuse_small_file(paths.annotations, lambda: read_test_data(experiment))
     tell_changes(manifest, "eval", inputs)
     from segtrain.use.evaluation import evaluate_model
 
@@ -214,12 +224,13 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
     Returns:
         `depthcache.stage_one.precompute.PrecomputeSummary`.
     """
-    from depthcache.stage_one.precompute import precompute_depth
-    from depthcache.stage_one.settings import StageOneSettings
 
     def compute(root: str, given: dict[str, Any]) -> Any:
+        settings = stage_one_settings(given)
+        require_writable_root(root)
+        from depthcache.stage_one.precompute import precompute_depth
+
         with ProgressReporter("depth", "images") as progress:
-            settings = StageOneSettings(**given)
             return precompute_depth(images, model, root, settings, progress=progress.update)
 
     require_model(model, options.get("revision"))
@@ -234,6 +245,36 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
     if is_service(cache_root):
         return compute_for_service(compute, cache_root, given)
     return compute(cache_root, given)
+
+
+def stage_one_settings(given: Mapping[str, Any]) -> StageOneSettings:
+    """Settings of stage one from options that are given.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    from depthcache.stage_one.settings import StageOneSettings
+
+    try:
+        return StageOneSettings(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def require_writable_root(root: str) -> None:
+    """Refuse a local cache root that cannot be made or written, before a model is loaded for it.
+
+    Raises:
+        NotADirectoryError, PermissionError: with the path.
+    """
+    if "://" in root:
+        return
+    folder = Path(root).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", root)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "Permission denied", root)
 
 
 def depth_counts(summary: Any) -> dict[str, int]:

@@ -28,7 +28,7 @@ from typing import Any
 
 from segtrain.data.box_coordinates import Box, clip_box, find_mistake_of_all
 from segtrain.data.coco_document import load_coco_document
-from segtrain.data.coco_findings import FINDING_KINDS, Finding, shorten
+from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable, shorten
 from segtrain.data.segmentations import check_segmentation
 
 Id = int | str
@@ -124,6 +124,17 @@ def read_coco_file(
     optional = () if needs_annotations else ("annotations",)
     document = load_coco_document(annotation_file, optional=optional)
     return read_coco(document, image_folder, masks=masks)
+
+
+def read_usable_boxes(annotation_file: str | Path, image_folder: str | Path) -> CocoReading:
+    """Read the boxes of a COCO file that work can go on with.
+
+    Raises:
+        DatasetError: not a COCO file, or something in it is refused.
+    """
+    reading = read_coco_file(annotation_file, image_folder)
+    require_usable(reading.findings, annotation_file)
+    return reading
 
 
 def read_coco(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from segtrain.errors import TrainingConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # As Swin trains (arXiv 2103.14030): they are offsets of logits, not factors.
 _POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
@@ -67,6 +69,9 @@ def build_optimizer(
     Raises:
         TrainingConfigError: nothing is trainable.
     """
+    import torch  # here, as the settings above are read before it is known that anything trains
+    from torch import nn
+
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     seen: set[int] = set()

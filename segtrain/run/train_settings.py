@@ -1,12 +1,13 @@
-"""How long, how precisely and on what a run trains: settings, and what they must agree with."""
+"""How long, how precisely and on what a run trains: settings, and what they must agree with.
+
+Like every module of settings, it imports no torch: a mistyped config is refused before that.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from segtrain.depth_source import DepthSettings
     from segtrain.modeling.trainable import TrainableModel
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 _AT_LEAST_ONE = (
     "max_iter",
@@ -101,7 +102,7 @@ class TrainSettings:
         if self.device not in ("auto", "cpu", "cuda"):
             raise TrainingConfigError(f"train.device={self.device!r} is not auto, cpu or cuda")
         if self.device == "cpu":
-            require_precision(self.precision, torch.device("cpu"))
+            require_precision(self.precision, "cpu")
         parts = self.num_processes * self.num_machines * self.accumulation
         if self.batch_size % parts:
             raise TrainingConfigError(
@@ -161,33 +162,13 @@ def distillation_start(settings: TrainSettings) -> int | None:
     return fraction_of(settings.distill_from, settings.max_iter)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as this process's device.
-
-    Raises:
-        TrainingConfigError: `cuda` without a GPU.
-    """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise TrainingConfigError("train.device=cuda, but there is no CUDA device; set it to cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def autocast_to(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Forward passes run in a precision of `PRECISIONS` inside this context."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=PRECISIONS[precision])
-
-
-def require_precision(precision: str, device: torch.device) -> None:
+def require_precision(precision: str, device_type: str) -> None:
     """Refuse fp16 where it would be many times slower than fp32.
 
     Raises:
         TrainingConfigError: fp16 on a CPU.
     """
-    if precision == "fp16" and device.type == "cpu":
+    if precision == "fp16" and device_type == "cpu":
         raise TrainingConfigError("train.precision=fp16 needs a GPU; use bf16 on a CPU")
 
 

@@ -28,6 +28,7 @@ from segtrain.cpu_kernels.acceleration import accelerate
 from segtrain.depth_source import open_depth
 from segtrain.errors import CheckpointError
 from segtrain.losses.supervision import MaskTeacher
+from segtrain.precision import autocast_to, choose_device
 from segtrain.process_group import average_batch_statistics
 from segtrain.run.checkpoints import (
     capture_random_state,
@@ -40,6 +41,7 @@ from segtrain.run.checkpoints import (
     save_atomically,
     seed_all,
 )
+from segtrain.run.dataset_records import read_training_data
 from segtrain.run.determinism import deterministic_algorithms
 from segtrain.run.experiment import Experiment, read_experiment
 from segtrain.run.finite_steps import raise_non_finite, require_finite_losses
@@ -50,13 +52,11 @@ from segtrain.run.processes import run_in_processes
 from segtrain.run.resume_rules import describe_refusal, describe_trajectory, find_changes
 from segtrain.run.schedule import learning_rate_factor
 from segtrain.run.train_settings import (
-    autocast_to,
-    choose_device,
     distillation_start,
     require_consistent_settings,
     require_precision,
 )
-from segtrain.run.training_data import Batch, iterate_training_batches, read_training_data
+from segtrain.run.training_data import Batch, iterate_training_batches
 from segtrain.run.training_log import MetricsWindow, log_start, report_progress
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class Trainer:
         self.schedule = self.experiment.schedule
         self.optimizer_settings = self.experiment.optimizer
         self.device = choose_device(self.settings.device)
-        require_precision(self.settings.precision, self.device)
+        require_precision(self.settings.precision, self.device.type)
 
         run_dir.mkdir(parents=True, exist_ok=True)
         seed_all(self.settings.seed)

@@ -1,4 +1,4 @@
-"""From an experiment's files to the batches of its steps."""
+"""From an experiment's records to the batches of its steps."""
 
 from __future__ import annotations
 
@@ -8,46 +8,15 @@ from typing import Any
 from detectron2.utils import comm
 
 from depthcache import DepthCache
-from segtrain.data.coco_boxes import BoxDataset, read_coco_boxes, require_image_files
+from segtrain.data.coco_boxes import BoxDataset
 from segtrain.data.loader import iterate_batches
 from segtrain.data.mapper import TeacherView, TrainingMapper
 from segtrain.data.sampler import ResumableBatchSampler
 from segtrain.depth_source import describe_fill_command
-from segtrain.errors import DatasetError, TrainingConfigError
 from segtrain.run.experiment import Experiment
-from segtrain.run.train_settings import distillation_start, require_num_classes
+from segtrain.run.train_settings import distillation_start
 
 Batch = list[dict[str, Any]]
-
-
-def read_training_data(experiment: Experiment) -> BoxDataset:
-    """The records of the training file.
-
-    Raises:
-        DatasetError: it cannot be used.
-        TrainingConfigError: the settings do not fit it.
-    """
-    data = experiment.data
-    if data.bad_boxes not in ("drop", "refuse"):
-        raise TrainingConfigError(f"data.bad_boxes={data.bad_boxes!r} is not drop or refuse")
-    dataset = read_coco_boxes(
-        data.train_json,
-        data.train_images,
-        keep_masks=data.use_masks,
-        keep_images_without_boxes=data.keep_images_without_boxes,
-        bad_boxes="refuse" if data.bad_boxes == "refuse" else "drop",
-    )
-    if data.use_masks and all(
-        item.segmentation is None for record in dataset.records for item in record.annotations
-    ):
-        raise DatasetError(
-            f"{data.train_json}: no object has a mask, and data.use_masks=True; name a file with "
-            "masks (`pipeline masks` makes one from boxes), or set data.use_masks=False and a "
-            "supervision that learns from boxes"
-        )
-    require_image_files(dataset.records, data.train_json)
-    require_num_classes(dataset.categories, data.num_classes, data.train_json)
-    return dataset
 
 
 def iterate_training_batches(

@@ -16,14 +16,13 @@ from pycocotools import mask as mask_api
 
 from depthcache.storage.durable_files import write_durably
 from segtrain.data.box_coordinates import is_number
-from segtrain.data.coco_boxes import require_image_files
 from segtrain.data.coco_findings import require_usable
 from segtrain.data.coco_reader import CocoReading, id_text, read_coco_file
 from segtrain.data.mapper import read_image
 from segtrain.data.segmentations import encode_segmentation
 from segtrain.errors import DatasetError
+from segtrain.run.dataset_records import read_test_data
 from segtrain.run.experiment import read_experiment
-from segtrain.run.train_settings import require_num_classes
 from segtrain.use.cityscapes_evaluation import measure_cityscapes_precision
 from segtrain.use.inference import instances_to_results, load_trained_model, numbered_categories
 
@@ -56,16 +55,8 @@ def evaluate_model(
         `num_results`, `seconds_per_image`. Without annotations in the file (test-dev), only the
         counts.
     """
-    data = read_experiment(cfg).data
-    reading = read_coco_file(
-        data.test_json,
-        data.test_images,
-        masks=True,
-        needs_annotations=False,  # COCO's test-dev lists images and categories only
-    )
-    require_usable(reading.findings, data.test_json, bad_boxes=data.bad_boxes)
-    require_image_files(reading.records, data.test_json)
-    require_num_classes(reading.categories, data.num_classes, data.test_json)
+    experiment = read_experiment(cfg)
+    data, reading = experiment.data, read_test_data(experiment)
     model = load_trained_model(cfg, weights, categories=reading.categories)
     categories = match_categories(model.categories, reading.categories)
 

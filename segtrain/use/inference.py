@@ -17,9 +17,9 @@ from segtrain.data.mapper import make_test_input
 from segtrain.data.segmentations import encode_mask
 from segtrain.data.settings import InferenceSizeSettings
 from segtrain.errors import CheckpointError
+from segtrain.precision import autocast_to, choose_device
 from segtrain.run.checkpoints import load_state, load_weights
 from segtrain.run.experiment import read_experiment
-from segtrain.run.train_settings import autocast_to, choose_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_api
 
-from segtrain.data.coco_findings import require_usable
-from segtrain.data.coco_reader import CocoReading, ImageRecord, id_text, read_coco_file
+from segtrain.data.coco_reader import CocoReading, ImageRecord, id_text, read_usable_boxes
 from segtrain.data.mapper import read_image
 from segtrain.data.segmentations import encode_mask
 from segtrain.errors import DatasetError
@@ -54,8 +53,7 @@ def label_dataset(
         DatasetError: the file cannot be used, has boxes of classes that the weights do not know,
             or an image cannot be used and `on_failure` is not given.
     """
-    reading = read_coco_file(coco_json, image_dir)
-    require_usable(reading.findings, coco_json)
+    reading = read_usable_boxes(coco_json, image_dir)
     model = load_trained_model(cfg, weights, categories=reading.categories)
     used = {a.category for record in reading.records for a in record.annotations}
     class_of = match_classes(reading.categories, used, model.categories, coco_json)
