@@ -11,6 +11,8 @@ SegtrainError
 
 from __future__ import annotations
 
+import re
+
 
 class SegtrainError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -38,3 +40,13 @@ class CheckpointError(SegtrainError):
 
 class NonFiniteLossError(SegtrainError):
     """A loss is NaN or infinite; the weights were not touched by this step."""
+
+
+def describe_load_failure(error: Exception) -> str:
+    """Why torch did not read a file, without its advice to run what the file may hold."""
+    text = str(error)
+    if "Weights only load failed" not in text:
+        return text.splitlines()[0] if text else type(error).__name__
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    what = f"Python objects ({found[1]})" if found else "more than tensors and plain values"
+    return f"it holds {what}, which could run code when loaded; save its state dict alone"

@@ -29,8 +29,8 @@ def evaluate(
         refuse_small_file,
     )
 
-    existing_checkpoint(weights)
     refuse_absent_files(assignments or [], ["test"])
+    existing_checkpoint(weights)
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
         annotations = existing_dataset_paths(experiment, "test").annotations

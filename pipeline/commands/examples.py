@@ -1,4 +1,4 @@
-"""One example for the help text of each command, in one place and tested to parse."""
+"""An example for the help text of every command, in one place and tested to parse."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ EXAMPLES = {
     "report": "pipeline report runs/first runs/second --out report.html",
     "convert-checkpoint": "pipeline convert-checkpoint BoxInst_MS_R_50_1x.pth boxinst.pth",
     "export": "pipeline export configs/coco/full_r50_1x.py --weights model.pth --out model.onnx",
+    "data prepare": "pipeline data prepare coco data/coco",
+    "data synth": "pipeline data synth --output scenes --num-images 100 --size 256x256",
     "data check": "pipeline data check boxes.json --images photos/",
     "data import": "pipeline data import yolo/ --images photos/ --out boxes.json",
     "data export": "pipeline data export masks.json --images photos/ --out masks.xml",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segtrain.errors import CheckpointError
+from segtrain.errors import CheckpointError, describe_load_failure
 from segtrain.modeling.condinst import CondInst
 from segtrain.modeling.dynamic_mask_head import HIDDEN, DepthForm, num_mask_parameters
 
@@ -55,16 +54,6 @@ class KeyReport:
         """One line per kind of difference, every key named."""
         kinds = (("missing", self.missing), ("unknown", self.unknown), ("shape", self.misshapen))
         return "\n".join(f"{kind}: {', '.join(keys)}" for kind, keys in kinds if keys)
-
-
-def describe_load_failure(error: Exception) -> str:
-    """Why torch did not read a file, without its advice to run what the file may hold."""
-    text = str(error)
-    if "Weights only load failed" not in text:
-        return text.splitlines()[0] if text else type(error).__name__
-    found = re.search(r"GLOBAL ([\w.]+)", text)
-    what = f"Python objects ({found[1]})" if found else "more than tensors and plain values"
-    return f"it holds {what}, which could run code when loaded; save its state dict alone"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:

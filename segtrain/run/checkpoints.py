@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from depthcache.storage.durable_files import replaced_file
-from segtrain.errors import CheckpointError
+from segtrain.errors import CheckpointError, describe_load_failure
 from segtrain.exchange.published_checkpoints import (
-    describe_load_failure,
     match_depth_layer,
     read_array_pickle,
     read_checkpoint,

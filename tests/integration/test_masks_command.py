@@ -16,6 +16,7 @@ from pipeline.cli import invoke
 from pipeline.errors import ExitCode
 from pipeline.masks import masks_run
 from pipeline.synth import generate_dataset
+from segtrain import labeller
 
 NUM_PHOTOS = 4
 Run = Callable[..., tuple[int, dict[str, Any]]]
@@ -56,10 +57,10 @@ def run(
 ) -> Run:
     """The command with an adaptation of three small steps; exit code and document."""
     small = functools.partial(
-        masks_run.LabellerSettings,
+        labeller.LabellerSettings,
         crop_size=64, batch_size=2, warmup_iterations=1, max_iterations=3,
     )  # fmt: skip
-    monkeypatch.setattr(masks_run, "LabellerSettings", small)
+    monkeypatch.setattr(labeller, "LabellerSettings", small)
 
     def call(*options: str, boxes: tuple[str, str] | None = None) -> tuple[int, dict[str, Any]]:
         given = boxes or ("--coco", str(work / "boxes.json"))
@@ -108,7 +109,9 @@ def test_the_same_command_again_does_nothing(
 ) -> None:
     run()
     first = (work / "masks.json").read_bytes()
-    for name in ("adapt_labeller", "label_boxes", "write_masks", "write_review_page"):
+    for name in ("adapt_labeller", "label_boxes"):
+        monkeypatch.setattr(labeller, name, None)
+    for name in ("write_masks", "write_review_page"):
         monkeypatch.setattr(masks_run, name, None)
     _, again = run()
     assert again["is_news"] is False
@@ -119,8 +122,9 @@ def test_another_form_is_written_without_labelling_again(
     run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run()
-    for name in ("adapt_labeller", "label_boxes", "write_review_page"):
-        monkeypatch.setattr(masks_run, name, None)
+    for name in ("adapt_labeller", "label_boxes"):
+        monkeypatch.setattr(labeller, name, None)
+    monkeypatch.setattr(masks_run, "write_review_page", None)
     _, result = run("--polygons")
     assert result["is_news"] is True
     document = json.loads((work / "masks.json").read_text())
@@ -130,7 +134,7 @@ def test_another_form_is_written_without_labelling_again(
 def test_an_interruption_while_labelling_keeps_the_photos_done(
     run: Run, work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    label_boxes = masks_run.label_boxes
+    label_boxes = labeller.label_boxes
     seen: list[int] = []
 
     def stop_at_third(*arguments: Any) -> Any:
@@ -140,7 +144,7 @@ def test_an_interruption_while_labelling_keeps_the_photos_done(
         return label_boxes(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(masks_run, "label_boxes", stop_at_third)
+        patch.setattr(labeller, "label_boxes", stop_at_third)
         with pytest.raises(json.JSONDecodeError):
             run()
     assert "stopped during labelling, 2 of 4 photos, which are kept" in caplog.text
@@ -148,7 +152,7 @@ def test_an_interruption_while_labelling_keeps_the_photos_done(
     (journal,) = (work / "run").glob("labels-*.jsonl")
     with journal.open("a") as file:
         file.write('{"photo": 2, "obj')  # what a killed process may leave
-    monkeypatch.setattr(masks_run, "label_boxes", stop_at_third)
+    monkeypatch.setattr(labeller, "label_boxes", stop_at_third)
     code, result = run()
     assert len(seen) == 5, "two photos were left"
     assert result["num_photos"] == NUM_PHOTOS

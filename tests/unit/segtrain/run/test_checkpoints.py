@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def test_useless_sources_are_refused(
 
 def test_a_file_that_holds_code_is_refused_without_advice_to_run_it(tmp_path: Path) -> None:
     torch.save({"model": Fraction(1, 3)}, tmp_path / "w.pth")
-    for read in (load_state, read_checkpoint):
+    backbone = partial(build_timm_fpn, "tf_efficientnet_lite0", out_channels=8)
+    for read in (load_state, read_checkpoint, lambda path: backbone(pretrained=path)):
         with pytest.raises(CheckpointError) as caught:
             read(tmp_path / "w.pth")
         assert "weights_only" not in str(caught.value)

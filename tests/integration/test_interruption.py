@@ -1,0 +1,76 @@
+"""Ctrl-C at the real command: it says what is kept and how to go on, and ends with 130."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ExitCode
+from pipeline.runs.manifest import load_manifest
+from pipeline.synth import generate_dataset
+
+_SECONDS = 240  # on a busy machine; seconds else
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    return Path(generate_dataset(tmp_path / "scenes", num_images=3, size=(64, 64), seed=1))
+
+
+def _interrupt(arguments: list[str], wait_for: str, number: signal.Signals) -> tuple[int, str]:
+    """Run the command until stderr has a line with these words, send the signal, read the rest."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if wait_for in line:
+                process.send_signal(number)
+                break
+        lines += process.stderr.readlines()
+        return process.wait(_SECONDS), "".join(lines)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_names_the_command_that_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    command = ["data", "synth", "--output", str(tmp_path / "a b"), "--num-images", "100000",
+               "--size", "32x32"]  # fmt: skip
+    code, said = _interrupt(command, "data synth: ", number)
+    assert code == ExitCode.INTERRUPTED, said
+    (last,) = [line for line in said.splitlines() if "interrupted" in line]
+    again = last.partition("what is done is kept; to go on: ")[2]
+    assert shlex.split(again) == ["pipeline", *command]
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_while_adapting_says_how_far_it_came_and_how_to_go_on(
+    scenes: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ["masks", "--coco", str(scenes / "annotations.json"), "--minutes", "60",
+               "--images", str(scenes / "images"), "--out", str(tmp_path / "masks.json"),
+               "--output", str(run)]  # fmt: skip
+    code, said = _interrupt(command, "adapt: ", signal.SIGINT)
+    assert code == ExitCode.INTERRUPTED, said
+    assert "WARNING" in said
+    assert "stopped during the adaptation, " in said
+    assert f"which are kept; `pipeline resume {run}` goes on from there" in said
+    assert f"to go on: {shlex.join(['pipeline', *command])}" in said
+    assert "Traceback" not in said
+    assert load_manifest(run).stages["adapt"].state == "interrupted"
+    status = subprocess.run(
+        [sys.executable, "-m", "pipeline", "status", str(run), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "interrupted" in json.dumps(json.loads(status.stdout))
