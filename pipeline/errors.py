@@ -3,7 +3,6 @@
 PipelineError                    exit code 1
 ├── UsageError                   2    the command line, a setting or an input file is wrong
 ├── FailedItemsError             3    finished, but some items failed; the report names them
-├── IntegrityError               4    stored data is damaged
 └── ServiceUnreachableError      5    a cache service or a model hub did not answer
 
 `exit_code_of` maps these, and the errors of the packages below, to exit codes. It is the only place
@@ -43,12 +42,6 @@ class FailedItemsError(PipelineError):
     """The work is finished but some items failed."""
 
     exit_code = ExitCode.FAILED_ITEMS
-
-
-class IntegrityError(PipelineError):
-    """Stored data is damaged."""
-
-    exit_code = ExitCode.INTEGRITY
 
 
 class ServiceUnreachableError(PipelineError):

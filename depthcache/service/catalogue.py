@@ -220,8 +220,8 @@ class Catalogue:
         positions = index.newest_first
         if prefix:
             first, last = (bytes.fromhex(prefix.ljust(64, digit)) for digit in "0f")
-            begin = index.digests.searchsorted(np.array(first, _DIGEST))
-            end = index.digests.searchsorted(np.array(last, _DIGEST), side="right")
+            begin = int(index.digests.searchsorted(np.array(first, _DIGEST)))
+            end = int(index.digests.searchsorted(np.array(last, _DIGEST), side="right"))
             positions = np.arange(begin, end)
         return len(positions), [
             {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -68,3 +69,18 @@ def sync_tree(folder: Path) -> None:
     """Make every name below a folder durable, deepest first."""
     for current, _, _ in os.walk(folder, topdown=False):
         sync_folder(Path(current))
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """Values of a file with one JSON document a line; what a crash left half written is left out.
+
+    Args:
+        path: the file; an absent one has no lines.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n"):
+                with suppress(ValueError):
+                    yield json.loads(line)

@@ -8,7 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.options import JsonOption
+from pipeline.commands.options import (
+    BoxesFormatOption,
+    JsonOption,
+    MaskFormatOption,
+    PolygonsOption,
+)
 from pipeline.errors import ExitCode, UsageError
 from pipeline.output import stdout_kept_clean, to_jsonable, write_result
 
@@ -19,10 +24,7 @@ def import_boxes(
     boxes: Annotated[Path, typer.Argument(help="File or folder that the tool exported.")],
     images: Annotated[Path, typer.Option("--images", help="Image folder.")],
     out: Annotated[Path, typer.Option("--out", help="COCO JSON to write.")],
-    boxes_format: Annotated[
-        str,
-        typer.Option(help="auto, yolo, voc, labelme, cvat, label-studio or openimages."),
-    ] = "auto",
+    boxes_format: BoxesFormatOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Read boxes as an annotation tool exports them; write a COCO file.
@@ -59,15 +61,8 @@ def export_masks(
     masks: Annotated[Path, typer.Argument(help="COCO JSON with masks.")],
     out: Annotated[Path, typer.Option("--out", help="File or folder to write.")],
     images: Annotated[Path, typer.Option("--images", help="Image folder.")] = Path(),
-    mask_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", help="coco, yolo-seg, labelme, cvat, label-studio or png; default by --out."
-        ),
-    ] = None,
-    polygons: Annotated[
-        bool, typer.Option("--polygons", help="Polygons where the tool knows exact masks too.")
-    ] = False,
+    mask_format: MaskFormatOption = None,
+    polygons: PolygonsOption = False,
     ids: Annotated[
         Path | None, typer.Option("--ids", help="JSON of the review page: write only these.")
     ] = None,

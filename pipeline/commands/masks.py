@@ -7,12 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.options import DryRunOption, JsonOption
+from pipeline.commands.options import (
+    BoxesFormatOption,
+    DryRunOption,
+    JsonOption,
+    MaskFormatOption,
+    PolygonsOption,
+)
 from pipeline.errors import ExitCode, UsageError
 from pipeline.output import require_writable, stdout_kept_clean, to_jsonable, write_result
 
 _MAX_SHOWN = 5
-_DEPTH_CHOICES = ("auto", "off", "loss", "input", "both")
 
 
 def make_masks(
@@ -22,10 +27,7 @@ def make_masks(
     boxes: Annotated[
         Path | None, typer.Option("--boxes", help="Boxes as an annotation tool exports them.")
     ] = None,
-    boxes_format: Annotated[
-        str,
-        typer.Option(help="auto, yolo, voc, labelme, cvat, label-studio or openimages."),
-    ] = "auto",
+    boxes_format: BoxesFormatOption = "auto",
     cache: Annotated[
         str | None, typer.Option("--cache", help="Depth cache to use, or to fill with --model.")
     ] = None,
@@ -45,15 +47,8 @@ def make_masks(
     output: Annotated[
         Path | None, typer.Option("--output", help="Run folder; default runs/masks….")
     ] = None,
-    mask_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", help="coco, yolo-seg, labelme, cvat, label-studio or png; default by --out."
-        ),
-    ] = None,
-    polygons: Annotated[
-        bool, typer.Option("--polygons", help="Write polygons rather than exact masks.")
-    ] = False,
+    mask_format: MaskFormatOption = None,
+    polygons: PolygonsOption = False,
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out masks with a lower expected IoU.")
     ] = 0.0,
@@ -110,7 +105,7 @@ def _read_request(
         UsageError: names the option and what it takes.
     """
     from pipeline.datasets.mask_formats import MASK_FORMATS, guess_mask_format
-    from pipeline.masks.masks_request import MasksRequest
+    from pipeline.masks.masks_request import DEPTH_MODES, MasksRequest
 
     out, depth = given["out"], given["depth"]
     if (given["coco"] is None) == (given["boxes"] is None):
@@ -120,8 +115,8 @@ def _read_request(
             raise UsageError(f"{what} {path} does not exist")
         if path is not None and path.resolve() == out.resolve():
             raise UsageError(f"--out {out} would overwrite the {what}; choose another file")
-    if depth not in _DEPTH_CHOICES:
-        raise UsageError(f"--depth {depth!r}: choose one of {', '.join(_DEPTH_CHOICES)}")
+    if depth not in ("auto", *DEPTH_MODES):
+        raise UsageError(f"--depth {depth!r}: choose one of auto, {', '.join(DEPTH_MODES)}")
     has_depth = given["cache"] is not None or given["depth_model"] is not None
     if depth in ("loss", "input", "both") and not has_depth:
         raise UsageError(f"--depth {depth} needs depth: give --cache CACHE or --model MODEL")

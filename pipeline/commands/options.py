@@ -34,6 +34,21 @@ BitsOption = Annotated[
         "--bits", help="Significant bits of a stored map, 2 to 16; 32: float32; default 12."
     ),
 ]
+BoxesFormatOption = Annotated[
+    str,
+    typer.Option(
+        "--boxes-format", help="auto, yolo, voc, labelme, cvat, label-studio or openimages."
+    ),
+]
+MaskFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="coco, yolo-seg, labelme, cvat, label-studio or png; default by --out."
+    ),
+]
+PolygonsOption = Annotated[
+    bool, typer.Option("--polygons", help="Write polygons where the form has exact masks too.")
+]
 RootArgument = Annotated[
     str, typer.Argument(metavar="ROOT", help="Cache root: folder, s3://, gs:// or http(s)://")
 ]

@@ -23,13 +23,14 @@ def write_run_report(
     """Write report.html, one self-contained file, for one run or several side by side."""
     from pipeline.report.page import write_report
     from pipeline.report.tables import format_ap_table
+    from pipeline.runs.method_spread import compare_results
     from pipeline.runs.results import describe_coverage, load_result
 
     out = out or folders[0] / "report.html"
     with stdout_kept_clean():
         loaded = [load_result(folder) for folder in folders]
         require_writable(out)
-        results = [result for result, _ in loaded]
+        results = compare_results([result for result, _ in loaded])
         first = loaded[0][1]
         path = write_report(
             out,

@@ -38,7 +38,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     is_running = is_in_use(folder)
     stages = {}
     for name, record in manifest.stages.items():
-        state = record.state
+        state: str = record.state
         if state == "running" and not is_running:
             state = "stopped"
         stages[name] = {

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from depthcache.storage.durable_files import read_json_lines
+
 
 class LabelJournal:
     """Appends labels of photos to a file; use as a context manager.
@@ -59,8 +61,4 @@ class LabelJournal:
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """What was kept, in the order of keeping."""
-        if self.path.is_file():
-            with self.path.open(encoding="utf-8") as file:
-                for line in file:
-                    if line.endswith("\n"):
-                        yield json.loads(line)
+        return read_json_lines(self.path)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+# What depth is used for.
+DEPTH_MODES = ("off", "loss", "input", "both")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MasksRequest:
@@ -21,7 +24,7 @@ class MasksRequest:
         review: review page to write.
         cache: depth cache, read, and filled when a model is given.
         depth_model: hub id or local folder of a depth model.
-        depth: auto, or one of `photo_depth.DEPTH_MODES`.
+        depth: auto, or one of `DEPTH_MODES`.
         minutes: budget of the adaptation; 0 labels with the starting weights.
         start: weights to start from; None is those that ship.
         min_score: masks with a lower score are left out.

@@ -16,7 +16,6 @@ from pipeline.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-DEPTH_MODES = ("off", "loss", "input", "both")
 _MEANING = {"loss": "as a loss", "input": "as an input", "both": "as a loss and an input"}
 
 
@@ -25,7 +24,7 @@ class PhotoDepth:
     """What depth a labeller gets.
 
     Attributes:
-        mode: one of `DEPTH_MODES`.
+        mode: one of `masks_request.DEPTH_MODES`.
         cache: open cache; None when the mode is off.
         url: of the cache.
         num_present: photos with a map.

@@ -14,10 +14,9 @@ from pipeline.report.run_result import RunResult
 from pipeline.runs.demo_data import make_demo_split
 from pipeline.runs.experiment_files import SPLITS
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
-from pipeline.runs.method_spread import add_spreads, draw_metrics, measure_given_boxes
+from pipeline.runs.method_spread import compare_results
 from pipeline.runs.results import run_report_stage
 from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
-from segtrain.run.resume_rules import describe_file
 
 if TYPE_CHECKING:
     from segtrain.run.experiment import Experiment
@@ -85,7 +84,7 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
             with manifest.repeating(name, {"seed": seed, "config": path}) as record:
                 results.append(_train_and_evaluate(output, name, path, experiment))
                 record.outputs = {"weights": str(results[-1].weights)}
-        results = _compare(results)
+        results = compare_results(results)
         with manifest.repeating("labeller", {"seed": seed}) as record:
             # A finished one is read again rather than made: the same call resumes.
             labelled = run_masks_demo(output / "labeller", seed=seed)
@@ -115,20 +114,6 @@ def _make_data(
                 for path, experiment in experiments.items()
             }
     return {path: one.with_train(seed=seed) for path, one in experiments.items()}
-
-
-def _compare(results: list[RunResult]) -> list[RunResult]:
-    """The results with what the masks for given boxes are, and all spreads."""
-    ious, draws = {}, {}
-    for result in results:
-        assert result.weights is not None
-        folder = result.folder / "eval"
-        file = folder / f"given_boxes-{describe_file(str(result.weights))[-12:]}.json"
-        ious[result.name] = measure_given_boxes(result.experiment, result.weights, file)
-        draws[result.name] = draw_metrics(result.experiment, folder, ious[result.name])
-    metrics = {result.name: dict(result.metrics) for result in results}
-    add_spreads(metrics, ious, draws)
-    return [dataclasses.replace(result, metrics=metrics[result.name]) for result in results]
 
 
 def _train_and_evaluate(output: Path, name: str, path: str, experiment: Experiment) -> RunResult:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, cast
 
 from depthcache.storage.durable_files import write_durably
 from pipeline.config import describe_changes
@@ -26,7 +26,7 @@ from pipeline.output import to_jsonable
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-STATES = ("pending", "running", "done", "failed", "interrupted")
+State = Literal["pending", "running", "done", "failed", "interrupted"]
 _RECORDED_PACKAGES = (
     "boxdepth",
     "torch",
@@ -41,12 +41,26 @@ _RECORDED_PACKAGES = (
 _MAX_RECORDED_FAILURES = 1000
 
 
+class ConfigRecord(TypedDict, total=False):
+    """The config of a run; empty for a run without one.
+
+    Attributes:
+        path: as given on the command line.
+        assignments: `--set` texts.
+        resolved: what they say, as plain values.
+    """
+
+    path: str
+    assignments: list[str]
+    resolved: dict[str, Any]
+
+
 @dataclasses.dataclass(kw_only=True)
 class StageRecord:
     """State of one stage of a run.
 
     Attributes:
-        state: one of `STATES`.
+        state: how far it is.
         inputs: what the stage depends on; a stage whose inputs changed runs again.
         outputs: paths and values it made.
         counts: how many items of which kind.
@@ -57,7 +71,7 @@ class StageRecord:
         process_id: the process that ran it last.
     """
 
-    state: str = "pending"
+    state: State = "pending"
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
     outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -77,7 +91,7 @@ class Manifest:
         home: folder that is moved as a whole, the run's own or the demo's around it. The file names
             both, so that paths in it are found again after a move.
         command: arguments that started the run, for `resume`.
-        config: `{path, assignments, resolved}`, or empty for a run without a config.
+        config: see there.
         environment: versions and machine.
         fingerprints: short name → fingerprint or digest.
         stages: stage name → record, in the order of the run.
@@ -89,7 +103,7 @@ class Manifest:
     folder: Path
     home: Path
     command: list[str] = dataclasses.field(default_factory=list)
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: ConfigRecord = dataclasses.field(default_factory=ConfigRecord)
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
     stages: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
@@ -224,7 +238,7 @@ def open_manifest(
     folder: Path,
     *,
     command: Sequence[str],
-    config: Mapping[str, Any],
+    config: ConfigRecord,
     stages: Sequence[str],
     home: Path | None = None,
 ) -> Manifest:
@@ -233,7 +247,7 @@ def open_manifest(
     Args:
         folder: run folder; made if absent.
         command: arguments that `resume` repeats.
-        config: `{path, assignments, resolved}` or empty.
+        config: see there.
         stages: names of the stages this command has, in order.
         home: folder around it that is moved as a whole; by default its own.
 
@@ -243,8 +257,7 @@ def open_manifest(
         to do, leaves the record as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain_config = to_jsonable(dict(config))
-    assert isinstance(plain_config, dict)
+    plain_config = cast("ConfigRecord", to_jsonable(dict(config)))
     is_new = not (folder / FILE_NAME).is_file()
     if is_new:
         manifest = Manifest(folder=folder, home=home or folder, created=utc_now())

@@ -13,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.report.page import write_report
 from pipeline.report.run_result import RunResult
 from pipeline.runs.manifest import Manifest, load_manifest
+from pipeline.runs.method_spread import compare_results
 from segtrain.run.resume_rules import describe_file
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def run_report_stage(manifest: Manifest, results: Sequence[RunResult]) -> Path:
     with manifest.running("report", inputs) as record:
         write_report(
             path,
-            results,
+            compare_results(results),
             coverage=describe_coverage(manifest),
             environment=manifest.environment,
             links=links,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from segtrain.data.coco_document import load_coco_document
 from segtrain.data.coco_findings import FINDING_KINDS, require_usable
 from segtrain.data.coco_reader import (
     BoxAnnotation,
@@ -110,12 +109,3 @@ def require_image_files(records: Sequence[ImageRecord], source: str | Path) -> N
         missing_files((record.image_id, record.path, record.file_name) for record in records),
         source,
     )
-
-
-def count_classes(annotation_file: str | Path) -> int:
-    """Number of classes that a COCO file lists.
-
-    Raises:
-        DatasetError: not a COCO file.
-    """
-    return len(load_coco_document(annotation_file, lists=("categories",))["categories"])

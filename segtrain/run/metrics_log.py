@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from depthcache.storage.durable_files import write_durably
+from depthcache.storage.durable_files import read_json_lines, write_durably
 
 
 class MetricsLog:
@@ -59,19 +59,5 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line that a killed run left unfinished is skipped.
-
-    Args:
-        path: the file; an absent one has no rows.
-    """
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "iteration" in row:
-            rows.append(row)
-    return rows
+    """Rows of a `metrics.jsonl`, see `read_json_lines`."""
+    return [row for row in read_json_lines(path) if isinstance(row, dict) and "iteration" in row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -19,9 +20,12 @@ from pycocotools.coco import COCO
 from pipeline.report.page import write_report
 from pipeline.report.panels import NUM_PANELS
 from pipeline.report.run_result import RunResult
+from pipeline.report.tables import ap_header, ap_rows
+from pipeline.runs.method_spread import MAX_IMAGES, compare_results
 from segtrain.errors import CheckpointError, DatasetError
 from segtrain.run.experiment import read_experiment
 from segtrain.run.trainer import train_model
+from segtrain.use import given_boxes
 from segtrain.use.evaluation import (
     evaluate_model,
     match_categories,
@@ -277,3 +281,29 @@ def test_report_shows_depths_masks_and_truth(
     captions = re.findall(r"<figcaption>([^<]*)</figcaption></figure>", page.read_text())
     rows = ["image", "pseudo depth", "predicted depth", "tiny", "truth"]
     assert captions == rows * NUM_PANELS
+
+
+def test_a_report_measures_the_masks_for_given_boxes_once(
+    weights: Path, load_tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = read_experiment(load_tiny(SHORT))
+    metrics = evaluate_model(experiment, weights, tmp_path / "eval")
+    result = RunResult(
+        name="tiny", folder=tmp_path, experiment=experiment, weights=weights, metrics=metrics
+    )
+    (compared,) = compare_results([result])
+    assert 0 <= compared.metrics["given_boxes"]["IoU"] <= 100
+    assert set(compared.metrics["spread"]) == {"bbox", "segm", "given_boxes"}
+    assert "differences" not in compared.metrics
+    cells = dict(
+        zip(ap_header({"a": compared.metrics}), ap_rows({"a": compared.metrics})[0], strict=True)
+    )
+    assert all("±" in cells[title] for title in ("IoU given the box", "box AP", "mask AP"))
+    monkeypatch.setattr(given_boxes, "measure_given_boxes", None)
+    assert compare_results([result]) == [compared]
+    for changes in (
+        {"num_images": MAX_IMAGES + 1},
+        {"segm": {"AP": None}},
+    ):
+        other = dataclasses.replace(result, metrics={**metrics, **changes})
+        assert compare_results([other]) == [other]

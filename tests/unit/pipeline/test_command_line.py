@@ -23,7 +23,6 @@ from pipeline.config import load_experiment
 from pipeline.errors import (
     ExitCode,
     FailedItemsError,
-    IntegrityError,
     PipelineError,
     ServiceUnreachableError,
     UsageError,
@@ -61,7 +60,6 @@ def test_every_error_of_the_packages_below_has_a_code(base):
         (PipelineError("x"), 1),
         (UsageError("x"), 2),
         (FailedItemsError("x"), 3),
-        (IntegrityError("x"), 4),
         (ServiceUnreachableError("x"), 5),
         (ShardCorruptError("x"), 4),
         (CacheMissError("x"), 1),

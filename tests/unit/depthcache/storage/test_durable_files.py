@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-from depthcache.storage.durable_files import make_folder_durably, replaced_file, write_durably
+from depthcache.storage.durable_files import (
+    make_folder_durably,
+    read_json_lines,
+    replaced_file,
+    write_durably,
+)
 
 _KILLED_WHILE_WRITING = """
 import os, signal, sys
@@ -61,3 +66,10 @@ def test_the_names_of_new_folders_are_synced_in_their_parents(tmp_path, monkeypa
     assert sorted(synced) == [tmp_path, tmp_path / "a"]
     make_folder_durably(tmp_path / "a/b")
     assert len(synced) == 2
+
+
+def test_lines_that_a_crash_left_half_written_are_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert list(read_json_lines(path)) == []
+    path.write_bytes(b'{"a": 1}\n{"a": \x00\x00\n{"a": 2}\n{"a": 3}')
+    assert list(read_json_lines(path)) == [{"a": 1}, {"a": 2}]

@@ -19,7 +19,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from pipeline.datasets.box_formats import read_boxes
-from pipeline.datasets.label_studio_brush import decode_brush, encode_brush
+from pipeline.datasets.label_studio_brush import encode_brush
 from pipeline.datasets.mask_formats import MASK_FORMATS, write_masks
 from pipeline.datasets.mask_polygons import flatten_polygons, mask_polygons
 from pipeline.errors import UsageError
@@ -242,3 +242,39 @@ class TestRefusals:
         document["images"][0]["width"] = 61
         with pytest.raises(DatasetError, match=r"annotation 3: .*\[40, 60\], expected"):
             write_masks(document, tmp_path / "o.json", "coco", polygons=False, images=tmp_path)
+
+
+def decode_brush(data: list[int], shape: tuple[int, int]) -> np.ndarray:
+    """Mask out of a brush's bytes, as `encode_brush` or the tool wrote them.
+
+    Args:
+        data: bytes.
+        shape: height and width.
+
+    Raises:
+        ValueError: the bytes are not a picture of that size.
+    """
+    text = "".join(format(value, "08b") for value in data)
+    position = 0
+
+    def read(size: int) -> int:
+        nonlocal position
+        if position + size > len(text):
+            raise ValueError(f"brush ends after {len(data)} bytes, within a run")
+        position += size
+        return int(text[position - size : position], 2)
+
+    num_values, word = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    height, width = shape
+    if num_values != height * width * 4:
+        raise ValueError(f"brush has {num_values} values, expected {height}×{width}×4")
+    values = np.zeros(num_values, dtype=np.int64)
+    done = 0
+    while done < num_values:
+        repeats, length = read(1), read(sizes[read(2)]) + 1
+        end = done + length
+        values[done:end] = read(word) if repeats else [read(word) for _ in range(length)]
+        done = end
+    # The tool draws with alpha: a pixel counts where its fourth value is not 0.
+    return values.reshape(height, width, 4)[..., 3] > 127
