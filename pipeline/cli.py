@@ -116,9 +116,8 @@ def invoke(arguments: Sequence[str]) -> int:
     """
     try:
         returned = app(split_assignments(arguments), standalone_mode=False, prog_name="pipeline")
-    except KeyboardInterrupt:
-        logger.warning("interrupted; %s", _how_to_resume(arguments))
-        return ExitCode.INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        returned = ExitCode.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads any more; a message would raise again
         return ExitCode.FAILED
@@ -128,8 +127,6 @@ def invoke(arguments: Sequence[str]) -> int:
             return ExitCode.INTERRUPTED
         if hasattr(error, "format_message"):  # the parser's own errors
             code, message = ExitCode.USAGE, str(error.format_message())
-        elif type(error).__name__ == "Abort":
-            return ExitCode.INTERRUPTED
         else:
             code, message = exit_code_of(error), describe_error(error)
             logger.debug("the error's origin", exc_info=error)
@@ -140,6 +137,8 @@ def invoke(arguments: Sequence[str]) -> int:
             failure = {"type": type(error).__name__, "message": message, "exit_code": int(code)}
             sys.stdout.write(render_document("error", {"error": failure}) + "\n")
         return code
+    if returned == ExitCode.INTERRUPTED:  # some versions of the parser make Ctrl-C into this code
+        logger.warning("interrupted; %s", _how_to_resume(arguments))
     return returned if isinstance(returned, int) else ExitCode.DONE
 
 

@@ -248,7 +248,7 @@ class _MasksRun:
 
             with ProgressReporter("adapt", "iterations") as bar:
                 weights = adapt_labeller(
-                    self._boxed_photos(),
+                    _boxed_photos(self.records, self.depth),
                     settings,
                     folder,
                     start=start,
@@ -258,31 +258,6 @@ class _MasksRun:
             record.counts = {"iterations": last, "boxes": self._num_boxes()}
             record.outputs = {"weights": str(weights)}
         return weights
-
-    def _boxed_photos(self) -> list[BoxedPhoto]:
-        from segtrain.data.mapper import read_image
-        from segtrain.labeller import BoxedPhoto
-
-        photos = []
-        for record in self.records:
-            boxes = np.array([item.box_xyxy for item in record.annotations], dtype=np.float32)
-
-            def load_image(record: ImageRecord = record) -> Any:
-                return read_image(record)[0]
-
-            def load_depth(record: ImageRecord = record) -> Any:
-                data = find_image_file(record.path).read_bytes()
-                return self.depth.read_of_bytes(data, record.height, record.width)
-
-            photos.append(
-                BoxedPhoto(
-                    name=record.file_name,
-                    boxes=boxes,
-                    load_image=load_image,
-                    load_inverse_depth=load_depth if self.depth.cache else None,
-                )
-            )
-        return photos
 
     def _label(self) -> LabelJournal:
         """Labels of every photo in the journal."""
@@ -410,6 +385,32 @@ class _MasksRun:
 
     def _num_boxes(self) -> int:
         return sum(len(record.annotations) for record in self.records)
+
+
+def _boxed_photos(records: Sequence[ImageRecord], depth: PhotoDepth) -> list[BoxedPhoto]:
+    from segtrain.data.mapper import read_image
+    from segtrain.labeller import BoxedPhoto
+
+    photos = []
+    for record in records:
+        boxes = np.array([item.box_xyxy for item in record.annotations], dtype=np.float32)
+
+        def load_image(record: ImageRecord = record) -> Any:
+            return read_image(record)[0]
+
+        def load_depth(record: ImageRecord = record) -> Any:
+            data = find_image_file(record.path).read_bytes()
+            return depth.read_of_bytes(data, record.height, record.width)
+
+        photos.append(
+            BoxedPhoto(
+                name=record.file_name,
+                boxes=boxes,
+                load_image=load_image,
+                load_inverse_depth=load_depth if depth.cache else None,
+            )
+        )
+    return photos
 
 
 def _require_some_photos(reading: CocoReading, folder: Path) -> None:

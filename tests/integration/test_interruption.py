@@ -25,21 +25,21 @@ def scenes(tmp_path: Path) -> Path:
 
 def _interrupt(arguments: list[str], wait_for: str, number: signal.Signals) -> tuple[int, str]:
     """Run the command until stderr has a line with these words, send the signal, read the rest."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "pipeline", *arguments], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if wait_for in line:
-                process.send_signal(number)
-                break
-        lines += process.stderr.readlines()
-        return process.wait(_SECONDS), "".join(lines)
-    finally:
-        process.kill()
+    ) as process:
+        assert process.stderr is not None
+        lines = []
+        try:
+            for line in process.stderr:
+                lines.append(line)
+                if wait_for in line:
+                    process.send_signal(number)
+                    break
+            lines += process.stderr.readlines()
+            return process.wait(_SECONDS), "".join(lines)
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
