@@ -226,6 +226,23 @@ def test_published_checkpoint(run_recipe: Callable[..., None], folder: Path) -> 
     assert isinstance(json.loads(Path("detections.json").read_text()), list)
 
 
+def test_coco(run_recipe: Callable[..., None], folder: Path) -> None:
+    root = Path("data/coco")
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        shutil.copytree("photos", root / split)
+        shutil.copy("truth.json", root / "annotations" / f"instances_{split}.json")
+    run_recipe("coco")
+    boxes = json.loads((root / "annotations" / "instances_train2017_boxes.json").read_text())
+    assert boxes["annotations"]
+    assert not any("segmentation" in item for item in boxes["annotations"])
+    assert len(list(DepthCache.open("depth").keys())) == NUM_PHOTOS
+    assert not Path("runs/boxinst/depth-cache").exists()
+    page = Path("report.html").read_text()
+    assert all(f"<th scope=row>{name}</th>" in page for name in ("boxinst", "full", "condinst"))
+    assert "IoU given the box" in page
+
+
 def test_cityscapes(run_recipe: Callable[..., None], folder: Path) -> None:
     root = Path("data/cityscapes")
     for split in ("train", "val"):
@@ -403,8 +420,14 @@ if {method != "mask_rcnn"}:
 model.pixel_mean = [103.53, 116.28, 123.675]
 model.pixel_std = [58.0, 57.0, 57.0]
 data.num_classes = {8 if cityscapes else 6}
-data.train_json = data.test_json = "data/cityscapes/annotations/cityscapes_train_boxes.json"
-data.train_images = data.test_images = "data/cityscapes/leftImg8bit/train"
+if {cityscapes}:
+    data.train_json = data.test_json = "data/cityscapes/annotations/cityscapes_train_boxes.json"
+    data.train_images = data.test_images = "data/cityscapes/leftImg8bit/train"
+else:
+    data.train_json = "data/coco/annotations/instances_train2017.json"
+    data.train_images = "data/coco/train2017"
+    data.test_json = "data/coco/annotations/instances_val2017.json"
+    data.test_images = "data/coco/val2017"
 train.max_iter = 2
 train.batch_size = 2
 train.device = "cpu"
