@@ -29,7 +29,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@scripts/bench
 
 wheel: setup
 	$(BIN)/uv build --wheel --python $(BIN)/python --out-dir dist
