@@ -240,12 +240,13 @@ def draw_masks(
     Args:
         image: (H, W, 3) RGB.
         masks: (H, W) booleans; earlier ones lie on top.
-        objects: number of each mask's object, which is its colour; None is grey. By default the
-            masks are the objects.
+        objects: number of each mask's object, which is its colour; None is grey, and lies below
+            those that have one. By default the masks are the objects.
     """
     picture = image.astype(np.float32)
     numbers = range(len(masks)) if objects is None else objects
-    for mask, number in reversed(list(zip(masks, numbers, strict=True))):
+    from_the_top = sorted(zip(masks, numbers, strict=True), key=lambda pair: pair[1] is None)
+    for mask, number in reversed(from_the_top):
         colour = (
             _UNKNOWN_COLOUR
             if number is None

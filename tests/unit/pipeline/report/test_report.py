@@ -148,6 +148,9 @@ def test_an_object_keeps_its_colour_whatever_its_rank_among_the_predictions():
     truth = draw_masks(image, objects)
     drawn = draw_masks(image, masks[2:], match_objects(masks[2:], objects))
     assert (drawn == truth).all()
+    second = np.roll(objects[1], 1, axis=1)
+    above = draw_masks(image, [second, *objects], [None, 0, 1])
+    assert (above == draw_masks(image, [*objects, second], [0, 1, None])).all()
     grey = draw_masks(image, [elsewhere], [None])[elsewhere]
     assert (grey[:, :1] == grey).all()
 
