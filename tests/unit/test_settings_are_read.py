@@ -50,7 +50,9 @@ def find_settings(tree: ast.Module) -> dict[str, list[str]]:
         node.name: [
             item.target.id
             for item in node.body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            if isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and not ast.unparse(item.annotation).startswith("ClassVar")
         ]
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef) and node.name.endswith("Settings")
