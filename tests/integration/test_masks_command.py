@@ -249,3 +249,19 @@ def test_the_plan_computes_nothing(run: Run, work: Path) -> None:
     assert plan["num_photos"] == NUM_PHOTOS
     assert plan["num_boxes"] > 0
     assert not (work / "run").exists()
+
+
+def test_masks_that_collapse_are_announced_while_they_do(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Background outside the box is all that is taught, and the box is not shown: all turns empty.
+    usual = masks_run.LabellerSettings
+    ruinous = functools.partial(
+        usual,
+        projection_weight=0.0, colour_weight=0.0, teacher_weight=0.0, outside_weight=5.0,
+        box_hint_share=0.0, start_share=0.0, learning_rate=5e-3, max_iterations=80,
+    )  # fmt: skip
+    monkeypatch.setattr(masks_run, "LabellerSettings", ruinous)
+    run()
+    assert caplog.text.count("they have collapsed to nothing") == 1
+    assert "pipeline data check" in caplog.text
