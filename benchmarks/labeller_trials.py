@@ -342,7 +342,6 @@ class Laboratory:
         from segtrain.labeller.crop_network import default_device
 
         torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         self.device, self.every, self.deadline = default_device(), every, deadline
         self.folder, self.scratch = folder, scratch

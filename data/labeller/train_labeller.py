@@ -34,9 +34,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.synth import draw_pattern_tiles, draw_scene, list_objects
-from pipeline.synth.scene_chunks import NUM_TILES, scene_drawers
+from pipeline.synth.scene_chunks import scene_drawers
 from pipeline.synth.scene_crops import ScenePool
+from pipeline.synth.scene_scores import calibrate_on_scenes, label_scenes
 from segtrain.labeller.adaptation import freeze_parameters
 from segtrain.labeller.crop_losses import known_mask_loss
 from segtrain.labeller.crop_network import (
@@ -46,8 +46,7 @@ from segtrain.labeller.crop_network import (
     load_crop_network,
     save_crop_network,
 )
-from segtrain.labeller.mask_prediction import Labeller, ObjectMask, label_boxes
-from segtrain.labeller.mask_scores import UNCALIBRATED, fit_calibration
+from segtrain.labeller.mask_prediction import Labeller
 from segtrain.labeller.settings import LabellerSettings
 from segtrain.run.checkpoints import load_state, save_atomically
 
@@ -73,6 +72,7 @@ def main() -> None:
     parser.add_argument("--drawers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--scenes", type=Path, help="read the chunks that others write there")
     parser.add_argument("--kept-scenes", type=int, default=2000, help="0.4 MB each")
+    parser.add_argument("--only-finish", type=Path, help="calibrate and measure these weights")
     parser.add_argument("--weights-only", action="store_true", help="no calibration, no measures")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=TRAINING_SEED)
@@ -80,6 +80,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(arguments.seed)
+    if arguments.only_finish is not None:
+        finish(load_crop_network(arguments.only_finish)[0], arguments.output)
+        return
     if arguments.start_from is None:
         network = build_crop_network(arguments.encoder)
     else:
@@ -109,7 +112,6 @@ class _Pretraining:
     def __init__(self, network: CropNetwork, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
         self.device = default_device()
-        torch.backends.cudnn.benchmark = True
         freeze_parameters(network.encoder, LabellerSettings().frozen)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).train()
         self.averages = {name: copy.deepcopy(network).eval() for name in _AVERAGES}
@@ -138,10 +140,12 @@ class _Pretraining:
         """Run for the given time."""
         budget, saved = self.arguments.minutes * 60, self.spent
         is_shared = self.arguments.scenes is not None
+        # On a CPU drawing costs the time that learning needs: two scenes a step are plenty.
+        read_every, most_chunks = (12, 1) if self.device.type == "cpu" else (5, 4)
         began = time.monotonic() - self.spent
         while self.spent < budget:
-            if self.step % 5 == 0 or len(self.pool) < _LEAST_SCENES:
-                self.pool.read_folder(self.folder, delete=not is_shared)
+            if self.step % read_every == 0 or len(self.pool) < _LEAST_SCENES:
+                self.pool.read_folder(self.folder, most_chunks=most_chunks, delete=not is_shared)
             if len(self.pool) < _LEAST_SCENES:
                 time.sleep(0.1)
                 self.spent = time.monotonic() - began
@@ -196,57 +200,20 @@ class _Pretraining:
         save_atomically(state, self.arguments.checkpoint)
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """Masks of held-out objects and their IoU."""
-
-    masks: list[ObjectMask]
-    ious: list[float]
-    filled: list[float]
-    camouflaged: list[bool]
-
-
-def measure(labeller: Labeller, seed: int, num_scenes: int, *, with_depth: bool) -> Measured:
-    """Label all objects of new scenes."""
-    rng = np.random.default_rng(seed)
-    tiles = draw_pattern_tiles(rng, NUM_TILES)
-    result = Measured([], [], [], [])
-    for _ in range(num_scenes):
-        scene = draw_scene(rng, tiles, camouflage=0.25)
-        objects = list_objects(scene)
-        boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4)
-        depth = scene.inverse_depth if with_depth else None
-        for item, mask in zip(
-            objects, label_boxes(labeller, scene.image, boxes, depth), strict=True
-        ):
-            truth = scene.owners == item.index
-            found = mask.whole()
-            x1, y1, x2, y2 = item.box
-            result.masks.append(mask)
-            result.ious.append(float((found & truth).sum() / (found | truth).sum()))
-            result.filled.append(float(truth.sum() / ((x2 - x1) * (y2 - y1))))
-            result.camouflaged.append(bool(scene.camouflaged[item.index]))
-    return result
-
-
 def finish(network: CropNetwork, output: Path) -> None:
     """Calibrate the score, measure on other scenes, write the weights and `metrics.json`."""
-    network.eval()
-    seen = measure(
-        Labeller(network=network, calibration=UNCALIBRATED), CALIBRATION_SEED, 120, with_depth=False
-    )
-    kept = [(m.signs, iou) for m, iou in zip(seen.masks, seen.ious, strict=True) if m.signs]
-    calibration = fit_calibration([signs for signs, _ in kept], [iou for _, iou in kept])
+    labeller = Labeller(network=network.eval())
+    calibration = calibrate_on_scenes(labeller, CALIBRATION_SEED, 120)
     save_crop_network(
         network,
         output / "model.safetensors",
         facts={"calibration": calibration.as_json()},
         half_precision=True,
     )
-    labeller = Labeller(network=network, calibration=calibration)
+    labeller = dataclasses.replace(labeller, calibration=calibration)
     metrics: dict[str, Any] = {}
     for name, with_depth in (("without_depth", False), ("with_true_depth", True)):
-        found = measure(labeller, EVALUATION_SEED, 60, with_depth=with_depth)
+        found = label_scenes(labeller, EVALUATION_SEED, 60, with_depth=with_depth)
         ious, hidden = np.array(found.ious), np.array(found.camouflaged)
         metrics[name] = {
             "objects": len(ious),

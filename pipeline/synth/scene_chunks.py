@@ -27,7 +27,7 @@ NUM_TILES = 400
 NOBODY = 255
 SCENES_PER_CHUNK = 24
 _MOST_OBJECTS = 24
-_MOST_WAITING_CHUNKS = 40
+_MOST_WAITING_CHUNKS = 12
 
 
 @contextmanager
@@ -82,12 +82,23 @@ def draw_chunks(folder: Path, seed: int, drawer: int, most_chunks: int | None) -
 
 
 def draw_usable(
-    rng: np.random.Generator, tiles: npt.NDArray[np.uint8], recent: list[ObjectScene]
+    rng: np.random.Generator,
+    tiles: npt.NDArray[np.uint8],
+    recent: list[ObjectScene],
+    *,
+    camouflage: float = 0.08,
 ) -> ObjectScene:
-    """A scene with an object to ask for; `recent` are scenes that may stand behind, and grows."""
+    """A scene with an object to ask for.
+
+    Args:
+        rng: source of everything.
+        tiles: of `draw_pattern_tiles`.
+        recent: scenes that may stand behind; the new one is added and old ones go.
+        camouflage: share of objects that are painted like what is behind them.
+    """
     while True:
         backdrop = recent[int(rng.integers(len(recent)))] if recent else None
-        scene = draw_scene(rng, tiles, backdrop=backdrop)
+        scene = draw_scene(rng, tiles, camouflage=camouflage, backdrop=backdrop)
         if list_objects(scene):
             recent.append(scene)
             del recent[:-16]

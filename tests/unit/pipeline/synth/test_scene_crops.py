@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.resources import labeller_path
 from pipeline.synth import ObjectScene, draw_pattern_tiles
 from pipeline.synth.scene_chunks import draw_usable, pack_scenes, scene_drawers
 from pipeline.synth.scene_crops import ScenePool
+from pipeline.synth.scene_scores import calibrate_on_scenes, label_scenes
+from segtrain.labeller import load_labeller
 from segtrain.labeller.crop_network import BOX_HINT, DEPTH_HINT, NetworkDescription
 
 
@@ -88,3 +92,14 @@ def test_drawers_hand_scenes_over_in_files(tmp_path: Path) -> None:
     assert len(pool) == 24
     assert not list(tmp_path.glob("*.npz"))
     assert pool.read_folder(tmp_path) == 0
+
+
+def test_scores_are_calibrated_to_what_the_masks_are_worth(one_thread: None) -> None:
+    labeller = load_labeller(labeller_path(), device=torch.device("cpu"))
+    calibration = calibrate_on_scenes(labeller, seed=5, num_scenes=14)
+    found = label_scenes(dataclasses.replace(labeller, calibration=calibration), 5, 14)
+    assert len(found.masks) >= 50
+    scores = [mask.score for mask in found.masks]
+    assert np.mean(scores) == pytest.approx(np.mean(found.ious), abs=0.03)
+    assert np.corrcoef(scores, found.ious)[0, 1] > 0.4
+    assert np.mean(found.ious) > np.mean(found.filled) + 0.1
