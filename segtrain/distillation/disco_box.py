@@ -64,13 +64,13 @@ class DiscoBoxSettings(TeacherSettings):
 
     mask_weight: float = 1.0
     warmup_iterations: int = 10_000
-    pairwise_weight: float = 1.0
+    pairwise_weight: float = 2.0
     dilations: list[int] = field(default_factory=lambda: [1, 2])
     color_width: float = 6.0
     position_width: float = 3.0
     reads_depth: bool = False
-    depth_width: float = 4.0
-    num_updates: int = 5
+    depth_width: float = 10.0
+    num_updates: int = 10
     memory_entries: int = 0
     correspondence_weight: float = 1.0
     contrast_weight: float = 0.1
