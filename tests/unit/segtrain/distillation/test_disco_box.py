@@ -108,7 +108,11 @@ def test_remembered_objects_have_their_say(
     """Where picture and teacher tell nothing, a like object of the class does."""
     two_tone[0]["image"].zero_()
     settings = DiscoBoxSettings(
-        warmup_iterations=1, memory_entries=2, num_bins=8, correspondence_weight=5.0
+        warmup_iterations=1,
+        memory_entries=2,
+        num_bins=8,
+        correspondence_weight=5.0,
+        pairwise_weight=1.0,
     )
     teacher = settings.make_teacher(make_model())
     assert teacher.memory is not None
