@@ -107,7 +107,7 @@ def test_run_interrupted_at_every_iteration_ends_as_the_uninterrupted_one(
 _TEACHES = {"train.distill_from": 0.0, "model.score_threshold": 0.001}
 TEACHERS = {
     "box_teacher": {
-        "model.distillation": LazyCall(BoxTeacherSettings)(min_iou=0.0),
+        "model.distillation": LazyCall(BoxTeacherSettings)(min_iou=0.0, warmup_iterations=1),
         "dataloader.train.augmentation.photometric": {
             "jitter_probability": 0.8,
             "grayscale_probability": 0.2,
