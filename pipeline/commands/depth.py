@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.commands.options import BitsOption, DryRunOption, JsonOption, SetOption
 from pipeline.errors import ExitCode, UsageError
 from pipeline.output import (
-    format_bytes,
     format_seconds,
     stdout_kept_clean,
     to_jsonable,
     write_result,
 )
+
+if TYPE_CHECKING:
+    from depthcache.stage_one.precompute import PrecomputeSummary
 
 
 def compute_depth(
@@ -138,20 +140,16 @@ def _gather(
     ), settings
 
 
-def _write_summary(summary: Any, *, as_json: bool) -> None:
+def _write_summary(summary: PrecomputeSummary, *, as_json: bool) -> None:
     fields = to_jsonable(summary)
     assert isinstance(fields, dict)
-    seconds = float(summary.seconds)
-    rate = summary.num_computed / seconds if seconds > 0 else 0.0
+    rate = summary.num_computed / summary.seconds if summary.seconds > 0 else 0.0
     lines = [
         f"{summary.num_images} images ({summary.num_unique} different): "
         f"{summary.num_present} present, {summary.num_computed} computed, "
-        f"{summary.num_failed} failed in {format_seconds(seconds)} ({rate:.1f} images/s)",
+        f"{summary.num_failed} failed in {format_seconds(summary.seconds)} ({rate:.1f} images/s)",
         f"cache: {summary.cache_url}",
     ]
-    num_bytes = fields.get("num_bytes")
-    if isinstance(num_bytes, (int, float)):
-        lines.append(f"written: {format_bytes(num_bytes)}")
     lines += [f"failed: {item['path']}: {item['reason']}" for item in summary.failures]
     result = {"ok": summary.num_failed == 0, **fields}
     write_result("depth", result, "\n".join(lines), as_json=as_json)

@@ -8,9 +8,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from depthcache.errors import CacheUnreachableError
+
+if TYPE_CHECKING:
+    from depthcache.stage_one.precompute import PrecomputeSummary
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +30,16 @@ def local_root_of(url: str) -> str:
     return str(caches / "boxdepth" / f"{host}-{hashlib.sha256(url.encode()).hexdigest()[:12]}")
 
 
-def compute_for_service(compute: Callable[..., Any], url: str, options: dict[str, Any]) -> Any:
+def compute_for_service(
+    compute: Callable[[str, dict[str, Any]], PrecomputeSummary], url: str, options: dict[str, Any]
+) -> PrecomputeSummary:
     """Compute what a service lacks, and push it.
 
     A service that does not answer costs nothing but the sharing: what it may have is computed, the
     maps stay in `local_root_of(url)`, and a warning names the command that pushes them.
 
     Args:
-        compute: called with (root, options); returns a `PrecomputeSummary`.
+        compute: called with (root, options).
         url: the service.
         options: of `depthcache.stage_one.settings.StageOneSettings`.
 

@@ -42,6 +42,7 @@ from segtrain.run.resume_rules import (
 
 if TYPE_CHECKING:
     from depthcache import DepthCache
+    from depthcache.stage_one.precompute import PrecomputeSummary
     from depthcache.stage_one.settings import StageOneSettings
     from segtrain.depth_source import DepthSettings
     from segtrain.run.experiment import Experiment
@@ -212,7 +213,9 @@ def stage_one_options(settings: DepthSettings) -> dict[str, Any]:
     }
 
 
-def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **options: Any) -> Any:
+def compute_depth_maps(
+    images: Sequence[Path], model: str, cache_root: str, **options: Any
+) -> PrecomputeSummary:
     """Stage one with progress on stderr.
 
     Args:
@@ -220,12 +223,9 @@ def compute_depth_maps(images: Sequence[Path], model: str, cache_root: str, **op
         model: hub id or local folder.
         cache_root: where the cache is kept: a folder, a bucket, or a service.
         options: of `depthcache.stage_one.settings.StageOneSettings`; None is left out.
-
-    Returns:
-        `depthcache.stage_one.precompute.PrecomputeSummary`.
     """
 
-    def compute(root: str, given: dict[str, Any]) -> Any:
+    def compute(root: str, given: dict[str, Any]) -> PrecomputeSummary:
         settings = stage_one_settings(given)
         require_writable_root(root)
         from depthcache.stage_one.precompute import precompute_depth
@@ -277,7 +277,7 @@ def require_writable_root(root: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", root)
 
 
-def depth_counts(summary: Any) -> dict[str, int]:
+def depth_counts(summary: PrecomputeSummary) -> dict[str, int]:
     """The counts of a stage-one summary."""
     names = ("num_images", "num_unique", "num_present", "num_computed", "num_failed")
     return {name.removeprefix("num_"): int(getattr(summary, name)) for name in names}
