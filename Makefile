@@ -21,7 +21,7 @@ check: setup
 
 docs: setup
 	$(BIN)/python scripts/site/stage_pages.py build/site-pages
-	$(BIN)/sphinx-build -q -W --keep-going -c scripts/site build/site-pages site
+	$(BIN)/python -m sphinx -q -W --keep-going -c scripts/site build/site-pages site
 	@echo "docs: site/index.html"
 
 format: setup
