@@ -66,7 +66,7 @@ def main() -> None:
 
 
 _CHANGES: tuple[dict[str, Any], ...] = (
-    {"paste_share": 0.5},
+    {"paste_share": 0.0},
     {"known_crops": 6},
     {"light_strength": 2.0},
     {"frozen": []},
@@ -496,6 +496,7 @@ class Laboratory:
 
         from benchmarks.labeller_iou import summarise
         from segtrain.labeller.mask_prediction import VIEWS
+        from segtrain.labeller.mask_scores import MASK_THRESHOLD
 
         network.to(self.device).to(memory_format=torch.channels_last).eval()
         result = {}
@@ -519,7 +520,7 @@ class Laboratory:
                             seen[:, None], grids[view][part], padding_mode="border",
                             align_corners=False,
                         )[:, 0]  # fmt: skip
-                mask = total > len(VIEWS) / 2
+                mask = total > len(VIEWS) * MASK_THRESHOLD
                 both = (mask & truth[part]).sum((1, 2))
                 ious.append(both / (mask | truth[part]).sum((1, 2)).clamp(min=1))
             result[split] = summarise(torch.cat(ious).cpu().numpy(), np.array(areas))

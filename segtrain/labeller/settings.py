@@ -68,7 +68,7 @@ class LabellerSettings:
     teacher_agreement: float = 0.0
     teacher_decay: float = 0.99
     start_share: float = 0.3
-    paste_share: float = 0.0
+    paste_share: float = 0.5
     known_weight: float = 1.0
     light_strength: float = 1.0
     box_hint_share: float = 0.5
