@@ -73,6 +73,7 @@ def export_masks(
 ) -> None:
     """Write a COCO file's masks in the form of another tool."""
     from pipeline.datasets.mask_formats import guess_mask_format, write_masks
+    from pipeline.masks.reviewed_ids import read_reviewed_ids
     from segtrain.data.coco_document import load_coco_document
 
     if ids is not None and without_ids is not None:
@@ -109,25 +110,6 @@ def describe_import(imported: Any) -> list[str]:
     if len(imported.skipped) > _MAX_SHOWN:
         lines.append(f"skipped: … and {len(imported.skipped) - _MAX_SHOWN} more (--json has all)")
     return lines
-
-
-def read_reviewed_ids(path: Path) -> set[Any]:
-    """Annotation ids that the review page's download names.
-
-    Raises:
-        UsageError: not such a file.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        ids = document["annotation_ids"] if isinstance(document, dict) else document
-        return set(ids)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is no list of annotation ids: {error}; expected what the review page "
-            'downloads, {"annotation_ids": […]}'
-        ) from error
 
 
 def _select(document: dict[str, Any], ids: set[Any], *, keeps: bool) -> dict[str, Any]:

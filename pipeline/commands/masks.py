@@ -56,6 +56,12 @@ def make_masks(
         Path | None, typer.Option("--review", help="Review page; default in the run folder.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the adaptation.")] = 0,
+    redo: Annotated[
+        Path | None,
+        typer.Option(
+            "--redo", help="What the review page downloads: draw these anew, learn from the others."
+        ),
+    ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,7 +74,7 @@ def make_masks(
         coco=coco, boxes=boxes, boxes_format=boxes_format, images=images, out=out,
         mask_format=mask_format, output=output, review=review, cache=cache, depth_model=model,
         depth=depth, minutes=minutes, start=start, min_score=min_score, polygons=polygons,
-        seed=seed,
+        seed=seed, redo=redo,
     )  # fmt: skip
     if dry_run:
         _write_plan(request, as_json=as_json)
@@ -140,6 +146,7 @@ def _repeat_command(request: Any) -> list[str]:
     for option, value in (
         ("--coco", request.coco), ("--boxes", request.boxes), ("--images", request.images),
         ("--out", request.out), ("--review", request.review), ("--start", request.start),
+        ("--redo", request.redo),
     ):  # fmt: skip
         if value is not None:
             words += [option, str(value.resolve())]

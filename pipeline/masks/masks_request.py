@@ -30,6 +30,7 @@ class MasksRequest:
         min_score: masks with a lower score are left out.
         polygons: write polygons where the form has both.
         seed: of the adaptation.
+        redo: ids of masks that a reviewer marked; they are drawn anew.
     """
 
     coco: Path | None
@@ -48,6 +49,7 @@ class MasksRequest:
     min_score: float = 0.0
     polygons: bool = False
     seed: int = 0
+    redo: Path | None = None
 
     @property
     def depth_mode(self) -> str:

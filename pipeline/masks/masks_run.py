@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from pipeline.masks.masks_document import MaskCounts, count_masks, write_labels
 from pipeline.masks.masks_request import MasksRequest
 from pipeline.masks.photo_depth import PhotoDepth, open_photo_depth
 from pipeline.masks.review_page import write_review_page
+from pipeline.masks.reviewed_ids import read_reviewed_ids
 from pipeline.output import format_seconds, to_jsonable
 from pipeline.progress import ProgressReporter
 from pipeline.resources import labeller_path
@@ -42,7 +43,7 @@ from segtrain.errors import DatasetError
 from segtrain.run.resume_rules import describe_file
 
 if TYPE_CHECKING:
-    from segtrain.labeller import BoxedPhoto
+    from segtrain.labeller import BoxedPhoto, Labeller, LabellerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def run_masks(request: MasksRequest, command: Sequence[str]) -> MasksSummary:
     stages = ["check", "depth", "adapt", "label", "write", "review"]
     if not request.depth_model:
         stages.remove("depth")
+    if request.redo is not None:
+        stages.insert(stages.index("write"), "redo")
     with locked_run(request.run):
         manifest = open_manifest(request.run, command=command, config={}, stages=stages)
         run = _MasksRun(request, manifest)
@@ -121,6 +124,8 @@ class _MasksRun:
         self.depth = self._find_depth()
         self.weights = self._adapt()
         self.journal = self._label()
+        if self.request.redo is not None:
+            self.weights, self.journal = self._redo(read_reviewed_ids(self.request.redo))
         document = self._write()
         self._review(document)
         return MasksSummary(
@@ -230,39 +235,108 @@ class _MasksRun:
         self.is_news = True
         tell_changes(self.manifest, "adapt", inputs)
         with self.manifest.running("adapt", inputs) as record:
-            minutes, warmup = self.request.minutes, settings.warmup_iterations
-            if minutes <= 0:
+            if self.request.minutes <= 0:
                 record.outputs = {"weights": str(start)}
                 return start
             folder.mkdir(exist_ok=True)
-            began, last = time.monotonic(), 0
-
-            def tell(iteration: int, total: int, _losses: Mapping[str, float]) -> None:
-                nonlocal last
-                last = iteration
-                # How many iterations fit is known after the first few; until then, from their rate.
-                fitting = int(minutes * 60 * iteration / max(time.monotonic() - began, 1e-3))
-                total = max(min(total, fitting), iteration) if iteration < warmup else total
-                self.doing = f"the adaptation, {iteration} of {total} iterations"
-                bar.update(iteration, total)
-
-            with ProgressReporter("adapt", "iterations") as bar:
-                weights = adapt_labeller(
-                    _boxed_photos(self.records, self.depth),
+            photos = _boxed_photos(self.records, self.depth)
+            weights, iterations = self._learn(
+                settings,
+                lambda tell: adapt_labeller(
+                    photos,
                     settings,
                     folder,
                     start=start,
-                    minutes=minutes,
+                    minutes=self.request.minutes,
                     on_progress=tell,
-                )
-            record.counts = {"iterations": last, "boxes": self._num_boxes()}
+                ),
+            )
+            record.counts = {"iterations": iterations, "boxes": self._num_boxes()}
             record.outputs = {"weights": str(weights)}
         return weights
+
+    def _learn(
+        self,
+        settings: LabellerSettings,
+        adapt: Callable[[Callable[[int, int, Mapping[str, float]], None]], Path],
+    ) -> tuple[Path, int]:
+        """Adapt with a progress bar; the weights and the iterations made."""
+        minutes, warmup = self.request.minutes, settings.warmup_iterations
+        began, last = time.monotonic(), 0
+
+        def tell(iteration: int, total: int, _losses: Mapping[str, float]) -> None:
+            nonlocal last
+            last = iteration
+            # How many iterations fit is known after the first few; until then, from their rate.
+            fitting = int(minutes * 60 * iteration / max(time.monotonic() - began, 1e-3))
+            total = max(min(total, fitting), iteration) if iteration < warmup else total
+            self.doing = f"the adaptation, {iteration} of {total} iterations"
+            bar.update(iteration, total)
+
+        with ProgressReporter("adapt", "iterations") as bar:
+            return adapt(tell), last
+
+    def _redo(self, ids: set[Any]) -> tuple[Path, LabelJournal]:
+        """Learn from the masks that were left, and draw those anew that were marked."""
+        from pipeline.masks.masks_redo import find_positions, learn_from_the_others, merge_labels
+        from segtrain.data.mapper import read_image
+        from segtrain.labeller import WEIGHTS_NAME, LabellerSettings, load_labeller
+
+        named = find_positions(self.reading.document["annotations"], ids)
+        settings = LabellerSettings(depth=self.depth.mode, seed=self.request.seed)  # type: ignore[arg-type]
+        inputs = {
+            "labels": describe_file(str(self.journal.path)),
+            "weights": describe_file(str(self.weights)),
+            "marked": sorted(named),
+            "minutes": self.request.minutes,
+            "settings": to_jsonable(settings),
+        }
+        folder = self.folder / f"labeller-{_digest(inputs)}"
+        merged = LabelJournal(self.folder / f"redone-{_digest(inputs)}.jsonl")
+        weights = folder / WEIGHTS_NAME
+        if self.manifest.is_done("redo", inputs) and weights.is_file() and merged.path.is_file():
+            return weights, merged
+        self.is_news = True
+        tell_changes(self.manifest, "redo", inputs)
+        with self.manifest.running("redo", inputs) as record:
+            folder.mkdir(exist_ok=True)
+            photos = _boxed_photos(self.records, self.depth)
+            weights, iterations = self._learn(
+                settings,
+                lambda tell: learn_from_the_others(
+                    photos,
+                    list(self.journal.entries()),
+                    [[item.position for item in record.annotations] for record in self.records],
+                    named,
+                    settings,
+                    folder,
+                    start=self.weights,
+                    minutes=self.request.minutes,
+                    on_progress=tell,
+                ),
+            )
+            labeller = load_labeller(weights, uses_depth=self.depth.mode in ("input", "both"))
+            fresh = {}
+            for photo in self.records:
+                if any(item.position in named for item in photo.annotations):
+                    try:
+                        objects, _ = self._draw_objects(labeller, photo, *read_image(photo))
+                    except DatasetError as error:
+                        logger.warning("%s keeps its masks: %s", photo.file_name, error)
+                        continue
+                    fresh |= {item["position"]: item for item in objects}
+            num_changed = merge_labels(self.journal, fresh, named, merged)
+            record.counts = {
+                "iterations": iterations, "marked": len(named), "changed": num_changed,
+            }  # fmt: skip
+            record.outputs = {"weights": str(weights)}
+        logger.info("redo: %d of %d marked masks changed", num_changed, len(named))
+        return weights, merged
 
     def _label(self) -> LabelJournal:
         """Labels of every photo in the journal."""
         from segtrain.data.mapper import read_image
-        from segtrain.labeller import label_boxes, load_labeller
+        from segtrain.labeller import load_labeller
 
         inputs = {
             "weights": describe_file(str(self.weights)),
@@ -293,26 +367,35 @@ class _MasksRun:
                     except DatasetError as error:
                         failures.append({"item": record.file_name, "reason": str(error)})
                         continue
-                    inverse_depth = self.depth.read(key, record.height, record.width)
-                    boxes = np.array([a.box_xyxy for a in record.annotations], dtype=np.float32)
-                    masks = label_boxes(labeller, image_rgb, boxes, inverse_depth)
-                    objects = [
-                        {
-                            "position": annotation.position,
-                            "segmentation": mask.rle(),
-                            "area": int(mask.crop.sum()),
-                            "score": round(float(mask.score), 4),
-                            "mask_source": mask.source,
-                        }
-                        for annotation, mask in zip(record.annotations, masks, strict=True)
-                    ]
-                    journal.append(index, objects, has_depth=inverse_depth is not None)
+                    objects, has_depth = self._draw_objects(labeller, record, image_rgb, key)
+                    journal.append(index, objects, has_depth=has_depth)
                 self.doing = f"labelling, {index + 1} of {len(self.records)} photos"
                 bar.update(index + 1, len(self.records))
             stage.counts = {"photos": len(self.records) - len(failures), "failed": len(failures)}
             stage.failures = failures
         self.failures += failures
         return journal
+
+    def _draw_objects(
+        self, labeller: Labeller, record: ImageRecord, image_rgb: Any, key: str
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """A photo's labels, and whether depth was used for them."""
+        from segtrain.labeller import label_boxes
+
+        inverse_depth = self.depth.read(key, record.height, record.width)
+        boxes = np.array([a.box_xyxy for a in record.annotations], dtype=np.float32)
+        masks = label_boxes(labeller, image_rgb, boxes, inverse_depth)
+        objects = [
+            {
+                "position": annotation.position,
+                "segmentation": mask.rle(),
+                "area": int(mask.crop.sum()),
+                "score": round(float(mask.score), 4),
+                "mask_source": mask.source,
+            }
+            for annotation, mask in zip(record.annotations, masks, strict=True)
+        ]
+        return objects, inverse_depth is not None
 
     def _write(self) -> dict[str, Any]:
         """The COCO file in the run folder, and what was asked for."""

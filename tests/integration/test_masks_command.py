@@ -17,6 +17,7 @@ from pipeline.errors import ExitCode
 from pipeline.masks import masks_run
 from pipeline.synth import generate_dataset
 from segtrain import labeller
+from segtrain.run.metrics_log import read_metrics
 
 NUM_PHOTOS = 4
 Run = Callable[..., tuple[int, dict[str, Any]]]
@@ -255,13 +256,39 @@ def test_masks_that_collapse_are_announced_while_they_do(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Background outside the box is all that is taught, and the box is not shown: all turns empty.
-    usual = masks_run.LabellerSettings
+    usual = labeller.LabellerSettings
     ruinous = functools.partial(
         usual,
         projection_weight=0.0, colour_weight=0.0, teacher_weight=0.0, outside_weight=5.0,
+        paste_share=0.0,
         box_hint_share=0.0, start_share=0.0, learning_rate=5e-3, max_iterations=80,
     )  # fmt: skip
-    monkeypatch.setattr(masks_run, "LabellerSettings", ruinous)
+    monkeypatch.setattr(labeller, "LabellerSettings", ruinous)
     run()
     assert caplog.text.count("they have collapsed to nothing") == 1
     assert "pipeline data check" in caplog.text
+
+
+def test_marked_masks_are_drawn_anew_and_the_others_stay(
+    run: Run, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    before = {i["id"]: i for i in json.loads((work / "masks.json").read_text())["annotations"]}
+    marked = [item["id"] for item in before.values() if not item["iscrowd"]][:2]
+    page = {"schema_version": 1, "kind": "masks review", "annotation_ids": marked}
+    (work / "redo.json").write_text(json.dumps(page))
+    code, result = run("--redo", str(work / "redo.json"))
+    assert code in (ExitCode.DONE, ExitCode.FAILED_ITEMS)
+    assert result["is_news"]
+    after = {i["id"]: i for i in json.loads((work / "masks.json").read_text())["annotations"]}
+    assert before.keys() == after.keys()
+    kept = before.keys() - set(marked)
+    assert all(before[k] == after[k] for k in kept)
+    assert any(before[k]["score"] != after[k]["score"] for k in marked)
+    folders = list((work / "run").glob("labeller-*/metrics.jsonl"))
+    taught = [path for path in folders if all("known" in row for row in read_metrics(path))]
+    assert len(folders) == 2
+    assert taught, "the masks that were left teach"
+    assert not run("--redo", str(work / "redo.json"))[1]["is_news"]
+    (work / "redo.json").write_text(json.dumps([12345678]))
+    assert run("--redo", str(work / "redo.json"))[0] == ExitCode.USAGE

@@ -1,0 +1,127 @@
+"""Draw anew what a reviewer marked, and learn from what the reviewer left."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from pipeline.errors import UsageError
+from pipeline.masks.label_journal import LabelJournal
+from segtrain.labeller import (
+    WEIGHTS_NAME,
+    BoxedPhoto,
+    LabellerSettings,
+    adapt_labeller,
+    load_labeller,
+)
+from segtrain.labeller.approved_masks import ApprovedCrops
+
+_APPROVED_CROPS = 8
+_SAME_IOU = 0.95
+
+
+def find_positions(annotations: Sequence[Mapping[str, Any]], ids: set[Any]) -> set[int]:
+    """Where the named annotations stand.
+
+    Raises:
+        UsageError: an id that none of them has, or no id.
+    """
+    found = {position for position, item in enumerate(annotations) if item["id"] in ids}
+    if not ids:
+        raise UsageError(
+            "--redo names no mask; mark some on the review page and download their ids"
+        )
+    if absent := ids - {annotations[position]["id"] for position in found}:
+        raise UsageError(f"ids that the file has no annotation of: {sorted(map(str, absent))[:5]}")
+    return found
+
+
+def learn_from_the_others(
+    photos: Sequence[BoxedPhoto],
+    entries: Sequence[Mapping[str, Any]],
+    positions: Sequence[Sequence[int]],
+    named: set[int],
+    settings: LabellerSettings,
+    folder: Path,
+    *,
+    start: Path,
+    minutes: float,
+    on_progress: Callable[[int, int, Mapping[str, float]], None],
+) -> Path:
+    """Adapt further: all boxes teach as before, and the masks that were not named teach as true.
+
+    Args:
+        photos: all, with all boxes.
+        entries: of the journal.
+        positions: of every photo's boxes in the document.
+        named: positions of the masks that are wrong.
+        settings: of the adaptation.
+        folder: where its state and result are kept.
+        start: weights that drew the masks.
+        minutes: budget.
+        on_progress: as for `adapt_labeller`.
+
+    Raises:
+        DatasetError: every mask is named.
+    """
+    kept, masks = [], []
+    for entry in entries:
+        photo = photos[entry["photo"]]
+        places = {position: k for k, position in enumerate(positions[entry["photo"]])}
+        good = [
+            item
+            for item in entry["objects"]
+            if item["position"] not in named and item["mask_source"] != "filled_box"
+        ]
+        if good:
+            boxes = photo.boxes[[places[item["position"]] for item in good]]
+            kept.append(dataclasses.replace(photo, boxes=np.ascontiguousarray(boxes)))
+            masks.append([item["segmentation"] for item in good])
+    description = load_labeller(start).network.description
+    approved = ApprovedCrops(kept, masks, settings, description, _APPROVED_CROPS)
+    folder.mkdir(exist_ok=True)
+    weights = adapt_labeller(
+        photos,
+        settings,
+        folder,
+        start=start,
+        minutes=minutes,
+        on_progress=on_progress,
+        known_crops=approved,
+    )
+    assert weights == folder / WEIGHTS_NAME
+    return weights
+
+
+def merge_labels(
+    old: LabelJournal, fresh: Mapping[int, dict[str, Any]], named: set[int], merged: LabelJournal
+) -> int:
+    """Write the journal with the named masks replaced.
+
+    Args:
+        old: what was drawn before.
+        fresh: new labels by position; those of photos that cannot be read any more are absent.
+        named: positions of the masks to replace.
+        merged: what is written.
+
+    Returns:
+        How many of the named ones changed (IoU with what they were below .95).
+    """
+    changed = 0
+    merged.path.unlink(missing_ok=True)
+    with merged:
+        for entry in old.entries():
+            objects = []
+            for item in entry["objects"]:
+                taken = fresh.get(item["position"], item) if item["position"] in named else item
+                if taken is not item:
+                    pair = [[taken["segmentation"]], [item["segmentation"]]]
+                    changed += float(mask_api.iou(*pair, [0])[0, 0]) < _SAME_IOU
+                objects.append(taken)
+            merged.append(entry["photo"], objects, has_depth=entry["has_depth"])
+    return changed
