@@ -354,11 +354,12 @@ class Laboratory:
     def run(self, trial: dict[str, Any]) -> dict[str, Any]:
         """One trial's numbers."""
         from segtrain.labeller.crop_network import load_crop_network
+        from segtrain.labeller.mask_scores import STARTING_THRESHOLD
 
         start = Path(trial["weights"])
         if trial["kind"] == "zero_shot":
             network, _ = load_crop_network(start)
-            return self.measure(network, trial["crop_size"])
+            return self.measure(network, trial["crop_size"], STARTING_THRESHOLD)
         if trial["kind"] == "supervised":
             return self.supervise(start, trial)
         return self.adapt(start, trial)
@@ -367,6 +368,7 @@ class Laboratory:
         """Adapt to the boxes of both splits."""
         from segtrain.labeller import LabellerSettings, adapt_labeller
         from segtrain.labeller.crop_network import load_crop_network
+        from segtrain.labeller.mask_scores import ADAPTED_THRESHOLD
 
         change = dict(trial["change"])
         num_known = change.pop("known_crops", 0)
@@ -395,7 +397,7 @@ class Laboratory:
             (target / "adaptation.pth").unlink(missing_ok=True)
         network, _ = load_crop_network(start)
         result = {"adapt_seconds": round(time.time() - began, 1)}
-        result |= self.measure(network, settings.crop_size)
+        result |= self.measure(network, settings.crop_size, ADAPTED_THRESHOLD)
         shutil.rmtree(target, ignore_errors=True)
         return result
 
@@ -489,14 +491,13 @@ class Laboratory:
         if time.time() > self.deadline - _STOP_EARLY_SECONDS:
             raise TimeoutError(f"cut off after {done} of {total} steps")
 
-    def measure(self, network: Any, size: int) -> dict[str, Any]:
+    def measure(self, network: Any, size: int, threshold: float = 0.5) -> dict[str, Any]:
         """IoU on both splits, all views on the device at once."""
         import numpy as np
         import torch
 
         from benchmarks.labeller_iou import summarise
         from segtrain.labeller.mask_prediction import VIEWS
-        from segtrain.labeller.mask_scores import MASK_THRESHOLD
 
         network.to(self.device).to(memory_format=torch.channels_last).eval()
         result = {}
@@ -520,7 +521,7 @@ class Laboratory:
                             seen[:, None], grids[view][part], padding_mode="border",
                             align_corners=False,
                         )[:, 0]  # fmt: skip
-                mask = total > len(VIEWS) * MASK_THRESHOLD
+                mask = total > len(VIEWS) * threshold
                 both = (mask & truth[part]).sum((1, 2))
                 ious.append(both / (mask | truth[part]).sum((1, 2)).clamp(min=1))
             result[split] = summarise(torch.cat(ious).cpu().numpy(), np.array(areas))

@@ -34,6 +34,7 @@ from segtrain.labeller.crop_network import (
     load_crop_network,
     save_crop_network,
 )
+from segtrain.labeller.mask_scores import ADAPTED_THRESHOLD
 from segtrain.labeller.pasted_objects import paste_objects
 from segtrain.labeller.settings import LabellerSettings
 from segtrain.mask_grid.bitmasks import draw_extents, fill_ratio
@@ -98,6 +99,7 @@ def adapt_labeller(
         run.result(),
         folder / WEIGHTS_NAME,
         facts=run.facts
+        | {"mask_threshold": ADAPTED_THRESHOLD}
         | {"adapted": {"iterations": run.iteration, "boxes": len(run.source.index)}},
     )
     return folder / WEIGHTS_NAME

@@ -25,7 +25,7 @@ from segtrain.labeller.crop_network import (
     load_crop_network,
 )
 from segtrain.labeller.mask_scores import (
-    MASK_THRESHOLD,
+    STARTING_THRESHOLD,
     UNCALIBRATED,
     MaskSigns,
     ScoreCalibration,
@@ -88,6 +88,7 @@ class Labeller:
     Attributes:
         network: in eval mode.
         calibration: of scores.
+        threshold: probability from which a pixel belongs to the mask.
         crop_size: S.
         views: margins, and whether mirrored.
         uses_depth: whether depth that is handed in is shown to the network.
@@ -96,6 +97,7 @@ class Labeller:
 
     network: CropNetwork
     calibration: ScoreCalibration = UNCALIBRATED
+    threshold: float = STARTING_THRESHOLD
     crop_size: int = 128
     views: Sequence[tuple[float, bool]] = VIEWS
     uses_depth: bool = True
@@ -121,6 +123,7 @@ def load_labeller(
     return Labeller(
         network=network,
         calibration=ScoreCalibration(**calibration) if calibration else UNCALIBRATED,
+        threshold=float(facts.get("mask_threshold", STARTING_THRESHOLD)),
         uses_depth=uses_depth,
         facts=facts,
     )
@@ -246,8 +249,8 @@ def _decide(
     photo_size: tuple[int, int],
     inverse_depth: npt.NDArray[np.float32] | None,
 ) -> ObjectMask:
-    joint, signs = measure_signs(pasted_VHW, spill)
-    crop = joint > MASK_THRESHOLD
+    joint, signs = measure_signs(pasted_VHW, spill, labeller.threshold)
+    crop = joint > labeller.threshold
     says_nothing = not crop.any() or bool(crop.all())
     return ObjectMask(
         origin=(pixels[0], pixels[2]),

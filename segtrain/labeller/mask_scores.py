@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
-# A pixel belongs to the mask from here on. Not 1/2: the mask with the best expected overlap takes
-# every pixel that is likelier than Dice / 2 = IoU / (1 + IoU) (arXiv 1402.1892), .43 at an IoU of
-# .75. On the photos for choosing .4 was best; on held-out ones it is worth .011 (docs/labeller.md).
-MASK_THRESHOLD = 0.4
+# A pixel belongs to the mask from here on. The mask with the best expected overlap takes every
+# pixel that is likelier than Dice / 2 = IoU / (1 + IoU) (arXiv 1402.1892), .43 at an IoU of .75, if
+# the probabilities are right. Those of the starting weights nearly are; learning from boxes makes
+# masks too full. Both chosen on COCO train photos (docs/labeller.md).
+STARTING_THRESHOLD, ADAPTED_THRESHOLD = 0.4, 0.6
 SIGNS = ("confidence", "agreement", "worst_agreement", "side_agreement", "spill", "log_size")
 
 
@@ -79,20 +80,23 @@ UNCALIBRATED = ScoreCalibration(weights={"confidence": 1.0}, knots=(0.0, 1.0), i
 
 
 def measure_signs(
-    views_VHW: FloatArray | npt.NDArray[np.float32], spill: float
+    views_VHW: FloatArray | npt.NDArray[np.float32],
+    spill: float,
+    threshold: float = STARTING_THRESHOLD,
 ) -> tuple[npt.NDArray[np.float32], MaskSigns]:
     """Join the views of a mask and look at them.
 
     Args:
         views_VHW: probabilities of each view in the box's pixels.
         spill: see `MaskSigns`.
+        threshold: probability from which a pixel belongs to the mask.
 
     Returns:
         (H, W) mean probability, and the signs.
     """
     joint = views_VHW.mean(0).astype(np.float32)
-    mask = joint > MASK_THRESHOLD
-    overlaps = [_iou(view > MASK_THRESHOLD, mask) for view in views_VHW]
+    mask = joint > threshold
+    overlaps = [_iou(view > threshold, mask) for view in views_VHW]
     height, width = mask.shape
     return joint, MaskSigns(
         confidence=float(np.abs(2 * joint - 1).mean()),

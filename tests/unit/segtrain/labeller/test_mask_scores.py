@@ -110,3 +110,4 @@ def test_pixels_likelier_than_half_of_the_dice_belong_to_the_mask() -> None:
     views[0, 3:5, 3:5] = 0.98
     _, signs = measure_signs(views, spill=0.0)
     assert signs.fill == 16 / 64
+    assert measure_signs(views, 0.0, threshold=0.6)[1].fill == 4 / 64
