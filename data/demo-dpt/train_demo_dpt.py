@@ -96,7 +96,6 @@ def main() -> None:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     capacity = arguments.capacity or (40_000 if device.type == "cuda" else 4_000)
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
     torch.manual_seed(arguments.seed)
     trainer = Trainer(
         build_model()
