@@ -25,6 +25,7 @@ from segtrain.labeller.crop_network import (
     load_crop_network,
 )
 from segtrain.labeller.mask_scores import (
+    ADAPTED_THRESHOLD,
     STARTING_THRESHOLD,
     UNCALIBRATED,
     MaskSigns,
@@ -120,10 +121,11 @@ def load_labeller(
     network, facts = load_crop_network(weights)
     network.to(device or default_device()).to(memory_format=torch.channels_last)
     calibration = facts.get("calibration")
+    usual = ADAPTED_THRESHOLD if "adapted" in facts else STARTING_THRESHOLD
     return Labeller(
         network=network,
         calibration=ScoreCalibration(**calibration) if calibration else UNCALIBRATED,
-        threshold=float(facts.get("mask_threshold", STARTING_THRESHOLD)),
+        threshold=float(facts.get("mask_threshold", usual)),
         uses_depth=uses_depth,
         facts=facts,
     )

@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 # pixel that is likelier than Dice / 2 = IoU / (1 + IoU) (arXiv 1402.1892), .43 at an IoU of .75, if
 # the probabilities are right. Those of the starting weights nearly are; learning from boxes makes
 # masks too full. Both chosen on COCO train photos (docs/labeller.md).
-STARTING_THRESHOLD, ADAPTED_THRESHOLD = 0.4, 0.6
+STARTING_THRESHOLD, ADAPTED_THRESHOLD = 0.3, 0.6
 SIGNS = ("confidence", "agreement", "worst_agreement", "side_agreement", "spill", "log_size")
 
 
