@@ -17,9 +17,9 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 # A pixel belongs to the mask from here on. The mask with the best expected overlap takes every
 # pixel that is likelier than Dice / 2 = IoU / (1 + IoU) (arXiv 1402.1892), .43 at an IoU of .75, if
-# the probabilities are right. Those of the starting weights nearly are; learning from boxes makes
-# masks too full. Both chosen on COCO train photos (docs/labeller.md).
-STARTING_THRESHOLD, ADAPTED_THRESHOLD = 0.3, 0.6
+# the probabilities are right. Learning from scenes makes masks too small on photos, learning from
+# boxes makes them fuller. Both chosen on COCO train photos (docs/labeller.md).
+STARTING_THRESHOLD, ADAPTED_THRESHOLD = 0.3, 0.4
 SIGNS = ("confidence", "agreement", "worst_agreement", "side_agreement", "spill", "log_size")
 
 
