@@ -44,11 +44,21 @@ def make_masks(
     start: Annotated[
         Path | None, typer.Option(help="Labeller to start from; default the one that ships.")
     ] = None,
+    salient: Annotated[
+        Path | None,
+        typer.Option(help="Masks to learn from as well: COCO JSON, or folder of mask PNG."),
+    ] = None,
+    salient_images: Annotated[
+        Path | None, typer.Option(help="Folder of the photos of --salient.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Run folder; default runs/masks….")
     ] = None,
     mask_format: MaskFormatOption = None,
     polygons: PolygonsOption = False,
+    disjoint: Annotated[
+        bool, typer.Option("--disjoint", help="Give pixels of several masks to the smallest.")
+    ] = False,
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out masks with a lower expected IoU.")
     ] = 0.0,
@@ -74,7 +84,8 @@ def make_masks(
         coco=coco, boxes=boxes, boxes_format=boxes_format, images=images, out=out,
         mask_format=mask_format, output=output, review=review, cache=cache, depth_model=model,
         depth=depth, minutes=minutes, start=start, min_score=min_score, polygons=polygons,
-        seed=seed, redo=redo,
+        seed=seed, redo=redo, salient=salient, salient_images=salient_images,
+        disjoint=disjoint,
     )  # fmt: skip
     if dry_run:
         _write_plan(request, as_json=as_json)
@@ -123,6 +134,10 @@ def _read_request(
             raise UsageError(f"--out {out} would overwrite the {what}; choose another file")
     if depth not in ("auto", *DEPTH_MODES):
         raise UsageError(f"--depth {depth!r}: choose one of auto, {', '.join(DEPTH_MODES)}")
+    if (given["salient"] is None) != (given["salient_images"] is None):
+        raise UsageError("--salient MASKS and --salient-images PHOTOS go together")
+    if given["salient"] is not None and given["minutes"] <= 0:
+        raise UsageError("--salient is learned from in the adaptation; give it --minutes above 0")
     has_depth = given["cache"] is not None or given["depth_model"] is not None
     if depth in ("loss", "input", "both") and not has_depth:
         raise UsageError(f"--depth {depth} needs depth: give --cache CACHE or --model MODEL")
@@ -147,6 +162,7 @@ def _repeat_command(request: Any) -> list[str]:
         ("--coco", request.coco), ("--boxes", request.boxes), ("--images", request.images),
         ("--out", request.out), ("--review", request.review), ("--start", request.start),
         ("--redo", request.redo),
+        ("--salient", request.salient), ("--salient-images", request.salient_images),
     ):  # fmt: skip
         if value is not None:
             words += [option, str(value.resolve())]
@@ -162,7 +178,8 @@ def _repeat_command(request: Any) -> list[str]:
     ):  # fmt: skip
         if value is not None:
             words += [option, str(value)]
-    return [*words, "--polygons"] if request.polygons else words
+    flags = (("--polygons", request.polygons), ("--disjoint", request.disjoint))
+    return [*words, *(flag for flag, is_set in flags if is_set)]
 
 
 def _write_plan(request: Any, *, as_json: bool) -> None:

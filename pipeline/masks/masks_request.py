@@ -27,6 +27,9 @@ class MasksRequest:
         depth: auto, or one of `DEPTH_MODES`.
         minutes: budget of the adaptation; 0 labels with the starting weights.
         start: weights to start from; None is those that ship.
+        salient: COCO JSON or folder of mask pictures to learn from beside the boxes.
+        salient_images: folder of its photos.
+        disjoint: give a pixel that several masks claim to the smallest of them.
         min_score: masks with a lower score are left out.
         polygons: write polygons where the form has both.
         seed: of the adaptation.
@@ -46,6 +49,9 @@ class MasksRequest:
     depth: str = "auto"
     minutes: float = 10.0
     start: Path | None = None
+    salient: Path | None = None
+    salient_images: Path | None = None
+    disjoint: bool = False
     min_score: float = 0.0
     polygons: bool = False
     seed: int = 0

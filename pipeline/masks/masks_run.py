@@ -215,6 +215,7 @@ class _MasksRun:
 
     def _adapt(self) -> Path:
         """Weights adapted to these boxes, or the starting ones when there is no time for that."""
+        from pipeline.masks.salient_objects import digest_salient_set, draw_salient_crops
         from segtrain.labeller import WEIGHTS_NAME, LabellerSettings, adapt_labeller
 
         start = self.request.start or labeller_path()
@@ -226,6 +227,7 @@ class _MasksRun:
             "start": describe_file(str(start)),
             "minutes": self.request.minutes,
             "settings": to_jsonable(settings),
+            "salient": digest_salient_set(self.request),
         }
         folder = self.folder / f"labeller-{_digest(inputs)}"
         weights = folder / WEIGHTS_NAME if self.request.minutes else start
@@ -249,6 +251,7 @@ class _MasksRun:
                     start=start,
                     minutes=self.request.minutes,
                     on_progress=tell,
+                    known_crops=draw_salient_crops(self.request, settings, start),
                 ),
             )
             record.counts = {"iterations": iterations, "boxes": self._num_boxes()}
@@ -405,6 +408,7 @@ class _MasksRun:
             self.reading.document,
             self.journal.entries(),
             [*usable, *self.reading.left_out],
+            disjoint=request.disjoint,
             min_score=request.min_score,
             facts={
                 "labeller": describe_file(str(self.weights)),

@@ -228,19 +228,11 @@ class CropSource:
         hints_N2SS[:, BOX_HINT] = box_coverage(boxes_N4, size, size) * 2 - 1
         if settings.has_depth_hint:
             hints_N2SS[:, DEPTH_HINT] = depth[:, 0]
-        gain = torch.from_numpy(
-            np.exp(
-                settings.light_strength
-                * (rng.normal(0, 0.12, (num, 1, 1, 1)) + rng.normal(0, 0.05, (num, 3, 1, 1)))
-            )
-        )
-        shift = torch.from_numpy(settings.light_strength * rng.normal(0, 0.09, (num, 1, 1, 1)))
-        changed = ((plain * gain + shift) * valid).float()
         mean = torch.tensor(self.description.pixel_mean)[:, None, None]
         deviation = torch.tensor(self.description.pixel_deviation)[:, None, None]
         coarse = F.avg_pool2d(torch.cat((plain, depth, valid), 1), MASK_STRIDE)
         return CropBatch(
-            rgb=changed,
+            rgb=change_light(plain, valid, settings, rng),
             plain_rgb=plain,
             hints=hints_N2SS,
             colour=(coarse[:, :3] * deviation + mean).clamp(0, 255),
@@ -273,6 +265,23 @@ class CropSource:
         while self._bytes > self.settings.photo_cache_bytes and len(self._decoded) > 1:
             self._bytes -= _size_of(self._decoded.popitem(last=False)[1])
         return image_rgb, inverse_depth
+
+
+def change_light(
+    rgb_N3SS: torch.Tensor,
+    valid_N1SS: torch.Tensor,
+    settings: LabellerSettings,
+    rng: np.random.Generator,
+) -> torch.Tensor:
+    """Crops in another brightness and tint each; 0 outside the photo."""
+    num, strength = len(rgb_N3SS), settings.light_strength
+    gain = torch.from_numpy(
+        np.exp(
+            strength * (rng.normal(0, 0.12, (num, 1, 1, 1)) + rng.normal(0, 0.05, (num, 3, 1, 1)))
+        )
+    )
+    shift = torch.from_numpy(strength * rng.normal(0, 0.09, (num, 1, 1, 1)))
+    return ((rgb_N3SS * gain + shift) * valid_N1SS).float()
 
 
 def cut_photo(

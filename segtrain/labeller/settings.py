@@ -38,6 +38,7 @@ class LabellerSettings:
         teacher_decay: of the exponential moving average of the student.
         start_share: weight of the starting weights in the result; what was learned has the rest.
         paste_share: composites per crop (`pasted_objects`) that are learned beside the crops.
+        salient_share: crops of salient objects per crop of a box, where there is a salient set.
         known_weight: of cross-entropy and dice on crops whose masks are known.
         light_strength: factor on the changes of brightness and colour that the student sees.
         box_hint_share: share of crops of which the student sees the box; the teacher always does.
@@ -69,6 +70,7 @@ class LabellerSettings:
     teacher_decay: float = 0.99
     start_share: float = 0.3
     paste_share: float = 0.5
+    salient_share: float = 0.5
     known_weight: float = 1.0
     light_strength: float = 1.0
     box_hint_share: float = 0.5

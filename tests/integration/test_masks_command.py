@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
 from pipeline.cli import invoke
@@ -292,3 +293,52 @@ def test_marked_masks_are_drawn_anew_and_the_others_stay(
     assert not run("--redo", str(work / "redo.json"))[1]["is_news"]
     (work / "redo.json").write_text(json.dumps([12345678]))
     assert run("--redo", str(work / "redo.json"))[0] == ExitCode.USAGE
+
+
+def test_salient_objects_are_learned_from_as_coco_file_or_as_pictures(
+    run: Run,
+    work: Path,
+    scenes: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # No other crops of known masks.
+    without_pasting = functools.partial(labeller.LabellerSettings, paste_share=0.0)
+    monkeypatch.setattr(labeller, "LabellerSettings", without_pasting)
+    photos = ("--salient-images", str(scenes / "images"))
+    code, _ = run("--salient", str(scenes / "annotations.json"), *photos, "--disjoint")
+    assert code in (0, ExitCode.FAILED_ITEMS)
+    (row,) = [
+        json.loads(line)
+        for path in (work / "run").glob("labeller-*/metrics.jsonl")
+        for line in path.read_text().splitlines()[-1:]
+    ]
+    assert row["known"] > 0
+    claims = np.zeros((NUM_PHOTOS + 1, 96, 128), dtype=int)
+    coco = COCO(work / "masks.json")
+    for item in coco.anns.values():
+        if "segmentation" in item and item.get("mask_source") == "labeller":
+            claims[item["image_id"]] += coco.annToMask(item)
+    assert claims.max() == 1
+
+    pictures = work / "pictures"
+    pictures.mkdir()
+    document = COCO(scenes / "annotations.json")
+    for image in document.imgs.values():
+        own = document.imgToAnns[image["id"]]
+        whole = np.max([document.annToMask(item) for item in own], axis=0)
+        Image.fromarray(whole * 255).save(pictures / f"{Path(image['file_name']).stem}.png")
+    capsys.readouterr()  # pycocotools prints
+    run("--salient", str(pictures), *photos)
+    assert len(list((work / "run").glob("labeller-*"))) == 2, "other masks, another labeller"
+    for options, message in (
+        (("--salient", str(pictures)), "go together"),
+        (("--salient", str(work / "none"), *photos), "does not exist"),
+        (("--salient", str(pictures), *photos, "--minutes", "0"), "minutes above 0"),
+        (("--salient", str(pictures), "--salient-images", str(work / "run")), "mask of no photo"),
+    ):
+        assert invoke(
+            ["masks", "--coco", str(work / "boxes.json"), "--images", str(work / "photos"),
+             "--out", str(work / "more.json"), "--output", str(work / "other"), *options]
+        ) == ExitCode.USAGE  # fmt: skip
+        assert message in capsys.readouterr().err

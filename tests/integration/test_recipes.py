@@ -8,6 +8,7 @@ that ends with `&` runs in one of its own.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from depthcache import DepthCache, image_key
 from depthcache.cache_reader import list_caches
 from pipeline.cli import invoke
 from pipeline.synth import generate_dataset
+from segtrain import labeller
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "docs" / "recipes"
@@ -204,6 +206,23 @@ def test_second_phase(run_recipe: Callable[..., None], folder: Path) -> None:
     for name in ("second-phase", "second-phase-mask-rcnn", "mixed-phase"):
         assert Path(f"runs/{name}/model_final.pth").is_file()
     assert len(list(Path("runs/masks").glob("labels-*.jsonl"))) == 1, "labelled once"
+
+
+def test_boxcaseg(
+    run_recipe: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"crop_size": 64, "batch_size": 4, "warmup_iterations": 1, "max_iterations": 2}
+    settings = functools.partial(labeller.LabellerSettings, **small)
+    monkeypatch.setattr(labeller, "LabellerSettings", settings)
+    salient = generate_dataset(folder / "more", num_images=2, size=(96, 96), seed=9, workers=1)
+    shutil.copytree(salient / "images", folder / "salient")
+    shutil.copy(salient / "annotations.json", folder / "salient.json")
+    run_recipe("boxcaseg")
+    boxes = json.loads(Path("boxes.json").read_text())["annotations"]
+    masks = json.loads(Path("proxy-masks.json").read_text())["annotations"]
+    assert [item["id"] for item in masks] == [item["id"] for item in boxes]
+    assert 0 < sum("segmentation" in item for item in masks) <= len(boxes)
+    assert Path("runs/boxcaseg/model_final.pth").is_file()
 
 
 def test_several_processes(run_recipe: Callable[..., None], folder: Path) -> None:

@@ -6,8 +6,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.masks.label_journal import LabelJournal
-from pipeline.masks.masks_document import count_masks, write_labels
+from pipeline.masks.masks_document import count_masks, make_disjoint, write_labels
+from segtrain.data.segmentations import decode_segmentation, encode_mask
 
 DOCUMENT: dict[str, Any] = {
     "images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}],
@@ -83,3 +86,46 @@ def test_a_journal_drops_a_line_that_was_cut_off_and_goes_on(tmp_path: Path) -> 
     with journal:
         journal.append(1, [], has_depth=False)
     assert [entry["photo"] for entry in journal.entries()] == [0, 1]
+
+
+def _object(position: int, columns: slice, source: str = "labeller") -> dict[str, Any]:
+    mask = np.zeros((4, 12), dtype=bool)
+    mask[:, columns] = True
+    return {"position": position, "segmentation": encode_mask(mask), "area": int(mask.sum()),
+            "score": 0.9, "mask_source": source}  # fmt: skip
+
+
+def test_masks_that_share_pixels_are_made_disjoint_the_smallest_first() -> None:
+    objects = [
+        _object(0, slice(0, 6)),  # loses 2 of 6 columns
+        _object(1, slice(4, 8)),
+        _object(2, slice(4, 9)),  # 4 of its 5 columns belong to the one before
+        _object(3, slice(10, 12)),  # alone
+        _object(4, slice(0, 12), "filled_box"),
+    ]
+    before = copy.deepcopy(objects)
+    after = make_disjoint(objects)
+    assert objects == before
+    assert [item["position"] for item in after] == [0, 1, 2, 3, 4]
+    assert after[1] == before[1]
+    assert after[3:] == before[3:]
+    # The first loses what the second and the third claim.
+    assert after[0]["area"] == 16
+    assert np.flatnonzero(decode_segmentation(after[0]["segmentation"], 4, 12)[0]).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert "segmentation" not in after[2]
+    assert after[2]["score"] == 0
+    labelled = write_labels(
+        DOCUMENT,
+        [{"photo": 0, "has_depth": False, "objects": objects[:4]}],
+        [0, 1, 2, 3],
+        disjoint=True,
+        min_score=0.5,
+        facts={},
+    )
+    counts = count_masks(labelled)
+    assert (counts.num_boxes, counts.num_masks, counts.num_below_score) == (4, 3, 1)
