@@ -319,7 +319,7 @@ class _MasksRun:
                 ),
             )
             labeller = load_labeller(weights, uses_depth=self.depth.mode in ("input", "both"))
-            fresh = {}
+            fresh: dict[int, dict[str, Any]] = {}
             for photo in self.records:
                 if any(item.position in named for item in photo.annotations):
                     try:

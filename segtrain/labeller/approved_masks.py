@@ -55,12 +55,9 @@ class ApprovedCrops:
         """The crops of an iteration."""
         rng = np.random.default_rng((self.settings.seed, iteration, 2))
         chosen = rng.integers(len(self.index), size=self.num)
-        return KnownCrops(
-            *(
-                torch.cat(parts)
-                for parts in zip(*(self._cut(*self.index[k], rng) for k in chosen), strict=True)
-            )
-        )
+        places = [self.index[k] for k in chosen]
+        crops = [self._cut(photo, box, rng) for photo, box in places]
+        return KnownCrops(*(torch.cat(parts) for parts in zip(*crops, strict=True)))
 
     def _cut(self, photo: int, box: int, rng: np.random.Generator) -> KnownCrops:
         settings, size = self.settings, self.settings.crop_size
