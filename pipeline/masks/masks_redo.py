@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as mask_api
 
+from pipeline.datasets.mask_formats import FILLED_BOX
 from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
+from segtrain.data.segmentations import decode_segmentation
+from segtrain.errors import DatasetError
 from segtrain.labeller import (
     WEIGHTS_NAME,
     BoxedPhoto,
     LabellerSettings,
+    MaskedCrops,
+    MaskedObject,
     adapt_labeller,
     load_labeller,
 )
-from segtrain.labeller.approved_masks import ApprovedCrops
 
 _APPROVED_CROPS = 8
 _SAME_IOU = 0.95
@@ -44,7 +47,6 @@ def find_positions(annotations: Sequence[Mapping[str, Any]], ids: set[Any]) -> s
 def learn_from_the_others(
     photos: Sequence[BoxedPhoto],
     entries: Sequence[Mapping[str, Any]],
-    positions: Sequence[Sequence[int]],
     named: set[int],
     settings: LabellerSettings,
     folder: Path,
@@ -58,7 +60,6 @@ def learn_from_the_others(
     Args:
         photos: all, with all boxes.
         entries: of the journal.
-        positions: of every photo's boxes in the document.
         named: positions of the masks that are wrong.
         settings: of the adaptation.
         folder: where its state and result are kept.
@@ -69,21 +70,21 @@ def learn_from_the_others(
     Raises:
         DatasetError: every mask is named.
     """
-    kept, masks = [], []
-    for entry in entries:
-        photo = photos[entry["photo"]]
-        places = {position: k for k, position in enumerate(positions[entry["photo"]])}
-        good = [
-            item
-            for item in entry["objects"]
-            if item["position"] not in named and item["mask_source"] != "filled_box"
-        ]
-        if good:
-            boxes = photo.boxes[[places[item["position"]] for item in good]]
-            kept.append(dataclasses.replace(photo, boxes=np.ascontiguousarray(boxes)))
-            masks.append([item["segmentation"] for item in good])
+    approved = [
+        MaskedObject(
+            name=f"annotation {item['position']} of {photos[entry['photo']].name}",
+            load_image=photos[entry["photo"]].load_image,
+            load_mask=functools.partial(
+                decode_segmentation, item["segmentation"], *item["segmentation"]["size"]
+            ),
+        )
+        for entry in entries
+        for item in entry["objects"]
+        if item["position"] not in named and item["mask_source"] != FILLED_BOX
+    ]
+    if not approved:
+        raise DatasetError("no mask is left that could teach: all are to be drawn anew")
     description = load_labeller(start).network.description
-    approved = ApprovedCrops(kept, masks, settings, description, _APPROVED_CROPS)
     folder.mkdir(exist_ok=True)
     weights = adapt_labeller(
         photos,
@@ -92,7 +93,7 @@ def learn_from_the_others(
         start=start,
         minutes=minutes,
         on_progress=on_progress,
-        known_crops=approved,
+        known_crops=MaskedCrops(approved, settings, description, _APPROVED_CROPS),
     )
     assert weights == folder / WEIGHTS_NAME
     return weights

@@ -309,7 +309,6 @@ class _MasksRun:
                 lambda tell: learn_from_the_others(
                     photos,
                     list(self.journal.entries()),
-                    [[item.position for item in record.annotations] for record in self.records],
                     named,
                     settings,
                     folder,

@@ -21,7 +21,7 @@ from segtrain.data.image_files import read_image_bytes
 from segtrain.data.mapper import read_image
 from segtrain.data.segmentations import decode_segmentation
 from segtrain.errors import DatasetError
-from segtrain.labeller import LabellerSettings, MaskedObject, SalientCrops
+from segtrain.labeller import LabellerSettings, MaskedCrops, MaskedObject
 from segtrain.labeller.crop_network import load_crop_network
 
 
@@ -36,7 +36,7 @@ def digest_salient_set(request: MasksRequest) -> Any:
 
 def draw_salient_crops(
     request: MasksRequest, settings: LabellerSettings, start: Path
-) -> SalientCrops | None:
+) -> MaskedCrops | None:
     """Crops of the request's salient set for the labeller that starts from `start`.
 
     Raises:
@@ -45,7 +45,7 @@ def draw_salient_crops(
     if request.salient is None or request.salient_images is None:
         return None
     objects = read_salient_objects(request.salient, request.salient_images)
-    return SalientCrops(objects, settings, load_crop_network(start)[0].description)
+    return MaskedCrops(objects, settings, load_crop_network(start)[0].description)
 
 
 def read_salient_objects(source: Path, images: Path) -> list[MaskedObject]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from segtrain.labeller.adaptation import WEIGHTS_NAME, adapt_labeller
 from segtrain.labeller.crop_batches import BoxedPhoto
 from segtrain.labeller.mask_prediction import Labeller, ObjectMask, label_boxes, load_labeller
-from segtrain.labeller.salient_crops import MaskedObject, SalientCrops
+from segtrain.labeller.masked_crops import MaskedCrops, MaskedObject
 from segtrain.labeller.settings import LabellerSettings
 
 __all__ = [
@@ -27,9 +27,9 @@ __all__ = [
     "BoxedPhoto",
     "Labeller",
     "LabellerSettings",
+    "MaskedCrops",
     "MaskedObject",
     "ObjectMask",
-    "SalientCrops",
     "adapt_labeller",
     "label_boxes",
     "load_labeller",

@@ -99,7 +99,6 @@ def test_masks_that_are_missing_teach_nothing_and_none_at_all_is_refused(
         train_model(cfg, tmp_path / "boxes", resume=False)
 
 
-@pytest.mark.slow
 def test_solov2_overfits_four_images(
     tmp_path: Path, load_detector: Callable[..., Any], one_thread: None
 ) -> None:

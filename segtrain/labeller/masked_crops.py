@@ -1,7 +1,7 @@
-"""Crops of objects whose masks are known, as a user's folder of salient objects has them.
+"""Crops of objects whose masks are known: of a set of salient objects, or approved by a reviewer.
 
 They are learned beside the boxes: known masks say what an outline is, boxes say what is asked for.
-Source: BoxCaseg, arXiv 2104.01526, which trains on both jointly.
+Source: BoxCaseg, arXiv 2104.01526, which trains on boxes and salient objects jointly.
 
 Shape legend: N crops, S crop side, G = S / 2 mask side.
 """
@@ -44,13 +44,14 @@ class MaskedObject:
     load_mask: Callable[[], npt.NDArray[np.generic]]
 
 
-class SalientCrops:
+class MaskedCrops:
     """Draws the crops of an iteration; seed and iteration say everything about them.
 
     Args:
         objects: at least one.
         settings: margins, sizes, `salient_share`, seed.
         description: of the network that will see the crops.
+        num: crops of an iteration; None for `salient_share` of a batch, at least one.
 
     Raises:
         DatasetError: no object; when drawn, one without a mask or with one of another size.
@@ -61,18 +62,20 @@ class SalientCrops:
         objects: Sequence[MaskedObject],
         settings: LabellerSettings,
         description: NetworkDescription,
+        num: int | None = None,
     ) -> None:
         if not objects:
-            raise DatasetError("the salient set has no object with a mask")
+            raise DatasetError("there is no object with a mask to learn from")
         self.objects, self.settings, self.description = objects, settings, description
+        share = round(settings.salient_share * settings.batch_size)
+        self.num = max(share, 1) if num is None else num
 
     def __call__(self, iteration: int) -> KnownCrops:
-        """Crops of this iteration: at least one, `salient_share` of a batch."""
+        """Crops of this iteration: every object once per epoch, each epoch in its own order."""
         settings = self.settings
         rng = np.random.default_rng((settings.seed, iteration, 2))
-        num = max(round(settings.salient_share * settings.batch_size), 1)
         crops = []
-        for position in range(iteration * num, (iteration + 1) * num):
+        for position in range(iteration * self.num, (iteration + 1) * self.num):
             epoch, place = divmod(position, len(self.objects))
             order = np.random.default_rng((settings.seed, epoch, 3)).permutation(len(self.objects))
             crops.append(self._cut(self.objects[int(order[place])], rng))
@@ -89,7 +92,7 @@ class SalientCrops:
         if mask.shape != image_rgb.shape[:2] or not mask.any():
             raise DatasetError(
                 f"the mask of {found.name} has {int(mask.sum())} pixels in {tuple(mask.shape)}, "
-                f"its image is {image_rgb.shape[:2]}; correct it, or take it out of the salient set"
+                f"its image is {image_rgb.shape[:2]}; correct it, or take it out"
             )
         rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
         box_14 = torch.stack((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))[None].float()

@@ -14,8 +14,8 @@ from segtrain.errors import DatasetError
 from segtrain.labeller import (
     BoxedPhoto,
     LabellerSettings,
+    MaskedCrops,
     MaskedObject,
-    SalientCrops,
     adapt_labeller,
 )
 from segtrain.labeller.crop_network import BOX_HINT, build_crop_network
@@ -36,7 +36,7 @@ def test_targets_lie_on_their_objects_and_follow_seed_and_iteration(
     objects: list[MaskedObject], tiny_settings: LabellerSettings
 ) -> None:
     settings = dataclasses.replace(tiny_settings, light_strength=0.0, box_hint_share=1.0)
-    source = SalientCrops(objects, settings, build_crop_network().description)
+    source = MaskedCrops(objects, settings, build_crop_network().description)
     first, again, other = source(0), source(0), source(1)
     assert first.rgb.shape == (2, 3, 64, 64)
     assert first.hints.shape == (2, 2, 64, 64)
@@ -55,12 +55,12 @@ def test_an_object_without_a_fitting_mask_is_refused_by_name(
     objects: list[MaskedObject], tiny_settings: LabellerSettings
 ) -> None:
     description = build_crop_network().description
-    with pytest.raises(DatasetError, match="no object with a mask"):
-        SalientCrops([], tiny_settings, description)
+    with pytest.raises(DatasetError, match="no object with a mask to learn from"):
+        MaskedCrops([], tiny_settings, description)
     for mask in (np.zeros((96, 128)), np.ones((48, 64))):
         wrong = dataclasses.replace(objects[0], load_mask=functools.partial(np.copy, mask))
         with pytest.raises(DatasetError, match="the mask of 10 has"):
-            SalientCrops([wrong], tiny_settings, description)(0)
+            MaskedCrops([wrong], tiny_settings, description)(0)
 
 
 def test_the_labeller_learns_from_boxes_and_masks_jointly(
@@ -76,7 +76,7 @@ def test_the_labeller_learns_from_boxes_and_masks_jointly(
         settings,
         tmp_path,
         start=start_weights,
-        known_crops=SalientCrops(objects, settings, build_crop_network().description),
+        known_crops=MaskedCrops(objects, settings, build_crop_network().description),
         on_progress=lambda done, total, losses: seen.append(losses["known"]),
     )
     assert np.mean(seen[-4:]) < 0.7 * np.mean(seen[:4])
