@@ -11,19 +11,17 @@ import dataclasses
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from pipeline.datasets.mask_formats import write_masks
 from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
 from pipeline.masks.masks_document import MaskCounts, count_masks, write_labels
 from pipeline.masks.masks_request import MasksRequest
-from pipeline.masks.photo_depth import PhotoDepth, open_photo_depth
+from pipeline.masks.photo_depth import PhotoDepth, compute_photo_depth, open_photo_depth
+from pipeline.masks.photo_labels import boxed_photos, draw_objects, learn_with_progress
 from pipeline.masks.review_page import write_review_page
 from pipeline.masks.reviewed_ids import read_reviewed_ids
 from pipeline.output import format_seconds, to_jsonable
@@ -37,13 +35,10 @@ from pipeline.runs.manifest import (
 )
 from pipeline.runs.stages import digest_file_list, tell_changes
 from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable
-from segtrain.data.coco_reader import CocoReading, ImageRecord, read_coco, read_usable_boxes
+from segtrain.data.coco_reader import CocoReading, read_coco, read_usable_boxes
 from segtrain.data.image_files import find_image_file, is_file
 from segtrain.errors import DatasetError
 from segtrain.run.resume_rules import describe_file
-
-if TYPE_CHECKING:
-    from segtrain.labeller import BoxedPhoto, Labeller, LabellerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -177,41 +172,13 @@ class _MasksRun:
             return PhotoDepth()
         url, fingerprint = str(request.cache), None
         if request.depth_model:
-            url, fingerprint = self._compute_depth(present)
+            url, fingerprint, is_news = compute_photo_depth(
+                request, self.manifest, present, self.photos_digest
+            )
+            self.is_news |= is_news
         depth = open_photo_depth(request.depth_mode, url, present, fingerprint=fingerprint)
         self.manifest.fingerprints["depth"] = str(depth.fingerprint)
         return depth
-
-    def _compute_depth(self, photos: Sequence[Path]) -> tuple[str, str]:
-        """Cache folder and fingerprint with the depth of the photos."""
-        from pipeline.runs.experiment_files import DEMO_MODEL_NAME, resolve_model
-        from pipeline.runs.stages import compute_depth_maps, depth_counts
-
-        model = resolve_model(str(self.request.depth_model))
-        if Path(model).name == DEMO_MODEL_NAME:
-            logger.warning(
-                "%s knows generated scenes only; on photos its depth says little", DEMO_MODEL_NAME
-            )
-        root = self.request.cache or str((self.folder / "depth-cache").resolve())
-        inputs = {
-            "model": model,
-            "model_files": digest_file_list(sorted(Path(model).glob("*"))),
-            "cache_root": root,
-            "photos": self.photos_digest,
-        }
-        url = str(self.manifest.stages["depth"].outputs.get("cache", ""))
-        is_there = "://" in url or Path(url).is_dir()
-        if not (self.manifest.is_done("depth", inputs) and is_there):
-            self.is_news = True
-            tell_changes(self.manifest, "depth", inputs)
-            with self.manifest.running("depth", inputs) as record:
-                summary = compute_depth_maps(photos, model, root)
-                record.outputs = {"cache": str(summary.cache_url)}
-                record.counts = depth_counts(summary)
-                record.failures = list(summary.failures)
-                self.manifest.fingerprints["depth"] = str(summary.fingerprint)
-        url = str(self.manifest.stages["depth"].outputs["cache"])
-        return url, self.manifest.fingerprints["depth"]
 
     def _adapt(self) -> Path:
         """Weights adapted to these boxes, or the starting ones when there is no time for that."""
@@ -241,9 +208,11 @@ class _MasksRun:
                 record.outputs = {"weights": str(start)}
                 return start
             folder.mkdir(exist_ok=True)
-            photos = _boxed_photos(self.records, self.depth)
-            weights, iterations = self._learn(
-                settings,
+            photos = boxed_photos(self.records, self.depth)
+            weights, iterations = learn_with_progress(
+                self.request.minutes,
+                settings.warmup_iterations,
+                self._say,
                 lambda tell: adapt_labeller(
                     photos,
                     settings,
@@ -254,30 +223,10 @@ class _MasksRun:
                     known_crops=draw_salient_crops(self.request, settings, start),
                 ),
             )
-            record.counts = {"iterations": iterations, "boxes": self._num_boxes()}
+            num_boxes = sum(len(photo.boxes) for photo in photos)
+            record.counts = {"iterations": iterations, "boxes": num_boxes}
             record.outputs = {"weights": str(weights)}
         return weights
-
-    def _learn(
-        self,
-        settings: LabellerSettings,
-        adapt: Callable[[Callable[[int, int, Mapping[str, float]], None]], Path],
-    ) -> tuple[Path, int]:
-        """Adapt with a progress bar; the weights and the iterations made."""
-        minutes, warmup = self.request.minutes, settings.warmup_iterations
-        began, last = time.monotonic(), 0
-
-        def tell(iteration: int, total: int, _losses: Mapping[str, float]) -> None:
-            nonlocal last
-            last = iteration
-            # How many iterations fit is known after the first few; until then, from their rate.
-            fitting = int(minutes * 60 * iteration / max(time.monotonic() - began, 1e-3))
-            total = max(min(total, fitting), iteration) if iteration < warmup else total
-            self.doing = f"the adaptation, {iteration} of {total} iterations"
-            bar.update(iteration, total)
-
-        with ProgressReporter("adapt", "iterations") as bar:
-            return adapt(tell), last
 
     def _redo(self, ids: set[Any]) -> tuple[Path, LabelJournal]:
         """Learn from the masks that were left, and draw those anew that were marked."""
@@ -303,9 +252,11 @@ class _MasksRun:
         tell_changes(self.manifest, "redo", inputs)
         with self.manifest.running("redo", inputs) as record:
             folder.mkdir(exist_ok=True)
-            photos = _boxed_photos(self.records, self.depth)
-            weights, iterations = self._learn(
-                settings,
+            photos = boxed_photos(self.records, self.depth)
+            weights, iterations = learn_with_progress(
+                self.request.minutes,
+                settings.warmup_iterations,
+                self._say,
                 lambda tell: learn_from_the_others(
                     photos,
                     list(self.journal.entries()),
@@ -322,7 +273,7 @@ class _MasksRun:
             for photo in self.records:
                 if any(item.position in named for item in photo.annotations):
                     try:
-                        objects, _ = self._draw_objects(labeller, photo, *read_image(photo))
+                        objects, _ = draw_objects(labeller, photo, *read_image(photo), self.depth)
                     except DatasetError as error:
                         logger.warning("%s keeps its masks: %s", photo.file_name, error)
                         continue
@@ -369,7 +320,7 @@ class _MasksRun:
                     except DatasetError as error:
                         failures.append({"item": record.file_name, "reason": str(error)})
                         continue
-                    objects, has_depth = self._draw_objects(labeller, record, image_rgb, key)
+                    objects, has_depth = draw_objects(labeller, record, image_rgb, key, self.depth)
                     journal.append(index, objects, has_depth=has_depth)
                 self.doing = f"labelling, {index + 1} of {len(self.records)} photos"
                 bar.update(index + 1, len(self.records))
@@ -377,27 +328,6 @@ class _MasksRun:
             stage.failures = failures
         self.failures += failures
         return journal
-
-    def _draw_objects(
-        self, labeller: Labeller, record: ImageRecord, image_rgb: Any, key: str
-    ) -> tuple[list[dict[str, Any]], bool]:
-        """A photo's labels, and whether depth was used for them."""
-        from segtrain.labeller import label_boxes
-
-        inverse_depth = self.depth.read(key, record.height, record.width)
-        boxes = np.array([a.box_xyxy for a in record.annotations], dtype=np.float32)
-        masks = label_boxes(labeller, image_rgb, boxes, inverse_depth)
-        objects = [
-            {
-                "position": annotation.position,
-                "segmentation": mask.rle(),
-                "area": int(mask.crop.sum()),
-                "score": round(float(mask.score), 4),
-                "mask_source": mask.source,
-            }
-            for annotation, mask in zip(record.annotations, masks, strict=True)
-        ]
-        return objects, inverse_depth is not None
 
     def _write(self) -> dict[str, Any]:
         """The COCO file in the run folder, and what was asked for."""
@@ -469,34 +399,8 @@ class _MasksRun:
             record.outputs = {"page": str(path)}
             record.counts = {"objects": written.num_objects, "left_out": written.num_left_out}
 
-    def _num_boxes(self) -> int:
-        return sum(len(record.annotations) for record in self.records)
-
-
-def _boxed_photos(records: Sequence[ImageRecord], depth: PhotoDepth) -> list[BoxedPhoto]:
-    from segtrain.data.mapper import read_image
-    from segtrain.labeller import BoxedPhoto
-
-    photos = []
-    for record in records:
-        boxes = np.array([item.box_xyxy for item in record.annotations], dtype=np.float32)
-
-        def load_image(record: ImageRecord = record) -> Any:
-            return read_image(record)[0]
-
-        def load_depth(record: ImageRecord = record) -> Any:
-            data = find_image_file(record.path).read_bytes()
-            return depth.read_of_bytes(data, record.height, record.width)
-
-        photos.append(
-            BoxedPhoto(
-                name=record.file_name,
-                boxes=boxes,
-                load_image=load_image,
-                load_inverse_depth=load_depth if depth.cache else None,
-            )
-        )
-    return photos
+    def _say(self, doing: str) -> None:
+        self.doing = doing
 
 
 def _require_some_photos(reading: CocoReading, folder: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ import numpy.typing as npt
 from depthcache import DepthCache, image_key
 from depthcache.errors import CacheMissError
 from pipeline.errors import UsageError
+from pipeline.masks.masks_request import MasksRequest
+from pipeline.runs.manifest import Manifest
+from pipeline.runs.stages import digest_file_list, tell_changes
 
 logger = logging.getLogger(__name__)
 
@@ -107,3 +111,44 @@ def open_photo_depth(
         num_present=len(keys) - num_missing,
         num_photos=len(keys),
     )
+
+
+def compute_photo_depth(
+    request: MasksRequest, manifest: Manifest, photos: Sequence[Path], photos_digest: Any
+) -> tuple[str, str, bool]:
+    """Compute what the cache lacks: its folder, its fingerprint, and whether there was work.
+
+    Args:
+        request: names the model, and a cache or none.
+        manifest: of the run; its stage `depth` is recorded.
+        photos: those that exist.
+        photos_digest: what they are, to know them again.
+    """
+    from pipeline.runs.experiment_files import DEMO_MODEL_NAME, resolve_model
+    from pipeline.runs.stages import compute_depth_maps, depth_counts
+
+    model = resolve_model(str(request.depth_model))
+    if Path(model).name == DEMO_MODEL_NAME:
+        logger.warning(
+            "%s knows generated scenes only; on photos its depth says little", DEMO_MODEL_NAME
+        )
+    root = request.cache or str((manifest.folder / "depth-cache").resolve())
+    inputs = {
+        "model": model,
+        "model_files": digest_file_list(sorted(Path(model).glob("*"))),
+        "cache_root": root,
+        "photos": photos_digest,
+    }
+    url = str(manifest.stages["depth"].outputs.get("cache", ""))
+    is_there = "://" in url or Path(url).is_dir()
+    is_news = not (manifest.is_done("depth", inputs) and is_there)
+    if is_news:
+        tell_changes(manifest, "depth", inputs)
+        with manifest.running("depth", inputs) as record:
+            summary = compute_depth_maps(photos, model, root)
+            record.outputs = {"cache": str(summary.cache_url)}
+            record.counts = depth_counts(summary)
+            record.failures = list(summary.failures)
+            manifest.fingerprints["depth"] = str(summary.fingerprint)
+    url = str(manifest.stages["depth"].outputs["cache"])
+    return url, manifest.fingerprints["depth"], is_news
