@@ -1,4 +1,4 @@
-"""SOLOv2 with annotated masks (arXiv 2003.10152), R-50, COCO 3x. Paper: 38.8 mask AP (test-dev)."""
+"""SOLOv2 with annotated masks (arXiv 2003.10152), R-50, COCO 3x."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SOLOv2 on R-50, as its paper trains it on COCO."""
+"""SOLOv2 on R-50; which numbers are from memory, docs/method.md says."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def write_labels(
 def make_disjoint(objects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Objects of a photo whose masks share no pixel: the smallest mask that claims one keeps it.
 
-    The smaller of two is taken to be in front (arXiv 1603.07485). A mask that keeps less than half
-    of its pixels said what others say better: it is left out, with score 0.
+    The smaller of two is taken to be in front: **choice**, docs/method.md. A mask that keeps less
+    than half of its pixels said what others say better: it is left out, with score 0.
 
     Args:
         objects: of the journal; filled boxes claim nothing and stay as they are.
