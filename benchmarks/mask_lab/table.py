@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from benchmarks.mask_lab.experiment import BASELINES
 from benchmarks.mask_lab.supervision import ROWS
+from depthcache.storage.durable_files import read_json_lines
 
 COLUMNS = ("all", "textured", "camouflaged", "easy", "small", "large")
 CONTROL = "control"
@@ -19,15 +19,7 @@ _ORDER = [*BASELINES, *ROWS]
 
 def read_results(file: Path, split: str) -> list[dict[str, Any]]:
     """Runs of a split; a last line that a killed run left unfinished is skipped."""
-    if not file.is_file():
-        return []
-    runs = []
-    for line in file.read_text().splitlines():
-        try:
-            runs.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [run for run in runs if run["split"] == split]
+    return [run for run in read_json_lines(file) if run["split"] == split]
 
 
 def draw_table(runs: Sequence[dict[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.method_table.rows import ROWS
+from depthcache.storage.durable_files import read_json_lines
 
 _LABELLERS = {
     "labels-with-depth": "the labeller itself, which reads sensed depth",
@@ -29,15 +29,7 @@ Run = Mapping[str, Any]
 
 def read_results(file: Path, split: str) -> list[dict[str, Any]]:
     """Finished runs of a split; a last line that a killed run left unfinished is skipped."""
-    if not file.is_file():
-        return []
-    runs = []
-    for line in file.read_text().splitlines():
-        try:
-            runs.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [run for run in runs if run["split"] == split and "error" not in run]
+    return [run for run in read_json_lines(file) if run["split"] == split and "error" not in run]
 
 
 def draw_table(runs: Sequence[Run]) -> str:
