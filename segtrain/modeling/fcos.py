@@ -69,6 +69,20 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+def init_dense_head(head: nn.Module, cls_logits: nn.Conv2d) -> None:
+    """Small random convolutions; every place starts at a foreground probability of 0.01.
+
+    Source: focal loss (arXiv 1708.02002).
+    """
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.01)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    assert cls_logits.bias is not None
+    nn.init.constant_(cls_logits.bias, -math.log(99.0))
+
+
 class Tower(nn.Sequential):
     """Convolution, GroupNorm and ReLU in turn, on all levels of a pyramid."""
 
@@ -108,14 +122,7 @@ class FCOSHead(nn.Module):
         self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.ctrness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in STRIDES)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-        # Every location starts at a foreground probability of 0.01 (arXiv 1708.02002).
-        assert self.cls_logits.bias is not None
-        nn.init.constant_(self.cls_logits.bias, -math.log(99.0))
+        init_dense_head(self, self.cls_logits)
 
     def class_logits(
         self, features: Sequence[torch.Tensor], classes_K: torch.Tensor | None = None

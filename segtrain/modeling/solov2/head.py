@@ -5,7 +5,6 @@ Shape legend: B images, K classes, E mask channels, S cells along a side of a gr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from segtrain.mask_grid.upsampling import aligned_bilinear
-from segtrain.modeling.fcos import Tower
+from segtrain.modeling.fcos import Tower, init_dense_head
 from segtrain.precision import widen
 
 
@@ -46,14 +45,7 @@ class GridHead(nn.Module):
         self.kernel_tower = Tower(channels, tower_depth, groups, in_channels=channels + 2)
         self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.kernels = nn.Conv2d(channels, mask_channels, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-        # Every cell starts at a foreground probability of 0.01 (arXiv 1708.02002).
-        assert self.cls_logits.bias is not None
-        nn.init.constant_(self.cls_logits.bias, -math.log(99.0))
+        init_dense_head(self, self.cls_logits)
 
     def forward(
         self, features: Sequence[torch.Tensor]
