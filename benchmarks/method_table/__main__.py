@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.method_table.labels import label_scenes
 from benchmarks.method_table.processes import Job, run_jobs
 from benchmarks.method_table.rows import ROWS
-from benchmarks.method_table.scenes import Scenes, make_scenes, predict_depth
+from benchmarks.method_table.scenes import Scenes, make_scenes, make_start_scenes, predict_depth
 from benchmarks.method_table.table import draw_table, read_results
 from benchmarks.method_table.training import Budget, run_row, train_start, warm_up
 from pipeline.resources import demo_dpt_path
@@ -79,7 +79,7 @@ def run_missing(arguments: argparse.Namespace) -> None:
         num_workers=arguments.workers,
         deadline=began + arguments.seconds,
         warm_up=functools.partial(warm_up, arguments.threads),
-        prepare=lambda: make_scenes(scenes, max(arguments.workers, os.cpu_count() or 1)),
+        prepare=functools.partial(_prepare, arguments, scenes),
     )
     for outcome in outcomes:
         found = {"error": outcome.error} if outcome.error else outcome.result
@@ -87,6 +87,12 @@ def run_missing(arguments: argparse.Namespace) -> None:
         print(json.dumps(line), flush=True)
         with file.open("a") as results:
             results.write(json.dumps(line) + "\n")
+
+
+def _prepare(arguments: argparse.Namespace, scenes: Scenes) -> None:
+    make_scenes(scenes, max(arguments.workers, os.cpu_count() or 1))
+    if arguments.start is None:
+        make_start_scenes(scenes)
 
 
 def _plan(

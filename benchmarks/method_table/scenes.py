@@ -9,11 +9,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_api
+
 from benchmarks.mask_lab.splits import SEEDS
 from depthcache.exchange.interchange import import_maps
 from depthcache.stage_one.precompute import precompute_depth
 from depthcache.stage_one.settings import StageOneSettings
-from pipeline.synth import PRESETS, generate_dataset
+from pipeline.synth import (
+    PRESETS,
+    ObjectScene,
+    draw_pattern_tiles,
+    generate_dataset,
+    list_objects,
+)
+from pipeline.synth.scene_chunks import NUM_TILES, draw_usable
 
 _SIZE = 256
 
@@ -64,6 +75,49 @@ def make_scenes(scenes: Scenes, workers: int | None = None) -> None:
             model="ray casting",
         )
         write_masks(scenes, split, "filled", _fill_boxes(read_annotations(scenes, split)))
+
+
+def make_start_scenes(scenes: Scenes) -> None:
+    """As the split `start`: the training pictures with boxes alone, as many painted with masks.
+
+    A labeller's starting weights know masks of painted scenes. So that the rows from boxes know no
+    less, what all rows start from has seen them too.
+    """
+    if scenes.annotations("start").is_file():
+        return
+    document = json.loads(scenes.annotations("train").read_text())
+    for annotation in document["annotations"]:
+        del annotation["segmentation"]
+    shutil.copytree(scenes.images("train"), scenes.images("start"), dirs_exist_ok=True)
+    rng = np.random.default_rng(SEEDS["train"])
+    tiles, recent = draw_pattern_tiles(rng, NUM_TILES), list[ObjectScene]()
+    category = document["categories"][0]["id"]
+    for index in range(scenes.num_scenes["train"]):
+        scene = draw_usable(rng, tiles, recent)
+        height, width = scene.owners.shape
+        image = {
+            "id": len(document["images"]) + 1,
+            "file_name": f"painted-{index:06}.png",
+            "height": height,
+            "width": width,
+        }
+        Image.fromarray(scene.image).save(scenes.images("start") / image["file_name"])
+        document["images"].append(image)
+        for item in list_objects(scene):
+            x1, y1, x2, y2 = item.box
+            mask = mask_api.encode(np.asfortranarray(scene.owners == item.index, np.uint8))
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(mask_api.area(mask)),
+                    "iscrowd": 0,
+                    "segmentation": mask | {"counts": mask["counts"].decode()},
+                }
+            )
+    scenes.annotations("start").write_text(json.dumps(document))
 
 
 def predict_depth(

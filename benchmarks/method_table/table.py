@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.method_table.rows import ROWS
 from depthcache.storage.durable_files import read_json_lines
 
-_LABELLERS = {
+_OTHERS = {
+    "start": "what every row starts from",
     "labels-with-depth": "the labeller itself, which reads sensed depth",
     "labels": "the labeller itself, pictures only",
 }
@@ -33,7 +34,7 @@ def read_results(file: Path, split: str) -> list[dict[str, Any]]:
 
 
 def draw_table(runs: Sequence[Run]) -> str:
-    """Markdown: a row per method, in the order of `ROWS`; then the labeller by itself.
+    """Markdown: a row per method, in the order of `ROWS`; then the start and the labeller.
 
     The last columns are differences to BoxInst and to the control with the same seed.
     """
@@ -44,7 +45,7 @@ def draw_table(runs: Sequence[Run]) -> str:
     heads += [f"{what} − {ROWS[name].title.split(':')[0]}" for what in ("IoU", "mask AP")
               for name in _PAIRED]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    titles = {name: row.title for name, row in ROWS.items()} | _LABELLERS
+    titles = {name: row.title for name, row in ROWS.items()} | _OTHERS
     for name in (name for name in titles if name in by_row):
         own = by_row[name]
         cells = [titles[name], str(len(own))]

@@ -21,6 +21,7 @@ from benchmarks.method_table.rows import Row
 from benchmarks.method_table.scenes import Scenes, read_annotations
 from depthcache import DepthCache
 from pipeline.config import load_config
+from segtrain.losses.annotated_masks import annotated_mask_loss
 from segtrain.losses.supervision import MaskBatch, Supervision
 from segtrain.run.metrics_log import read_metrics
 from segtrain.run.trainer import train_model
@@ -50,6 +51,7 @@ class Budget:
         channels: of the pyramid and the heads.
         mask_channels: of the mask branch.
         backbone: timm model; the default starts from ImageNet weights.
+        precision: of the forward pass, as `train.precision`.
     """
 
     iterations: int = 250
@@ -64,32 +66,42 @@ class Budget:
     channels: int = 64
     mask_channels: int = 16
     backbone: str = "tf_efficientnet_lite0"
+    precision: str = "fp32"
 
 
-class BoxesOnly(Supervision):
-    """Teaches masks nothing: what is left of a training step are the detector's own losses."""
+class KnownMasks(Supervision):
+    """Annotated masks teach, boxes without one do not: they are there to be found."""
 
     def __init__(self) -> None:
-        super().__init__(name="nothing")
+        super().__init__(name="mixed", reads_masks=True)
 
-    def losses(self, masks: MaskBatch) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """None."""
-        return {}
+    def losses(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
+        """The dice distance of what is annotated."""
+        return {"loss_mask": annotated_mask_loss(masks, self.name)[0]}
 
 
 def train_start(
     scenes: Scenes, budget: Budget, split: str, seed: int, folder: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """The detector that every row of a seed starts from, as `folder/start.pth`."""
+    """The detector that every row of a seed starts from, as `folder/start.pth`.
+
+    It learns to find the training split's objects, and masks of painted scenes alone.
+    """
     # A config without settings of a supervision that another would have to take over.
     cfg = make_config(Row(title="", config="baselines/bbtp_r50"), scenes, budget, split, seed)
-    cfg.model.supervision = LazyCall(BoxesOnly)()
+    cfg.model.supervision = LazyCall(KnownMasks)()
+    cfg.data.update(
+        use_masks=True,
+        train_json=str(scenes.annotations("start")),
+        train_images=str(scenes.images("start")),
+    )
     cfg.train.max_iter = budget.start_iterations
     cfg.train.batch_size = cfg.optimizer.reference_batch_size = budget.start_batch
     cfg.dataloader.train.num_workers *= 2
     measured = _train_and_evaluate(cfg, folder, on_progress)
+    iou = _measure_given_boxes(cfg, scenes, split, folder, on_progress)
     (folder / "model_final.pth").replace(folder / "start.pth")
-    return {"box": measured["box"]}
+    return {"iou": iou, **measured}
 
 
 def run_row(
@@ -122,18 +134,11 @@ def run_row(
     cfg = make_config(row, scenes, budget, split, seed, depth=depth, masks=masks)
     cfg.train.init_checkpoint = str(start)
     measured = _train_and_evaluate(cfg, folder, on_progress)
-    labelled = label_dataset(
-        cfg,
-        folder / "model_final.pth",
-        scenes.annotations(split),
-        scenes.images(split),
-        on_progress=lambda done, _: on_progress(f"picture {done} with boxes given"),
-    )
-    found = [annotation["segmentation"] for annotation in labelled["annotations"]]
+    iou = _measure_given_boxes(cfg, scenes, split, folder, on_progress)
     shutil.rmtree(folder)
     if depth:
         measured["depth"] = DepthCache.open(scenes.depth("train", depth)).fingerprint
-    return {"iou": mean_ious(found, read_annotations(scenes, split)), **measured}
+    return {"iou": iou, **measured}
 
 
 def make_config(
@@ -180,6 +185,7 @@ def make_config(
         "train.max_iter": budget.iterations,
         "train.batch_size": budget.batch,
         "train.seed": seed,
+        "train.precision": budget.precision,
         "train.deterministic": not torch.cuda.is_available(),
         "train.checkpoint_period": budget.iterations + budget.start_iterations,
         "train.tensorboard": False,
@@ -229,6 +235,21 @@ def _train_and_evaluate(cfg: Any, folder: Path, on_progress: OnProgress) -> dict
             k: round(v, 4) for k, v in rows[-1].items() if k.startswith(("loss", "mask", "rel"))
         },
     }
+
+
+def _measure_given_boxes(
+    cfg: Any, scenes: Scenes, split: str, folder: Path, on_progress: OnProgress
+) -> dict[str, float]:
+    """Mean IoU of the masks that the folder's model draws for the split's true boxes."""
+    labelled = label_dataset(
+        cfg,
+        folder / "model_final.pth",
+        scenes.annotations(split),
+        scenes.images(split),
+        on_progress=lambda done, _: on_progress(f"picture {done} with boxes given"),
+    )
+    found = [annotation["segmentation"] for annotation in labelled["annotations"]]
+    return mean_ious(found, read_annotations(scenes, split))
 
 
 def warm_up(threads: int) -> None:

@@ -1,4 +1,4 @@
-"""Annotated masks on the mask grid, for training with masks where the config says so."""
+"""Annotated masks on the mask grid, and what teaches them where the config says so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from typing import Any
 import torch
 from detectron2.structures import Instances
 
+from segtrain.losses.projection import dice_distance
+from segtrain.losses.supervision import MaskBatch
 from segtrain.mask_grid.validity import sample_mask_grid
+from segtrain.process_group import joint_normaliser
+
+
+def annotated_mask_loss(masks: MaskBatch, supervision: str) -> tuple[torch.Tensor, MaskBatch]:
+    """Mean dice distance of the masks whose box has an annotated one, and the other masks."""
+    masks_GHW, has_mask_G = annotated_masks(masks.entries, masks.padded_size, supervision)
+    has_mask_I = has_mask_G.to(masks.device)[masks.box_indices]
+    with_mask = torch.nonzero(has_mask_I)[:, 0]
+    target = masks_GHW.to(masks.device)[masks.box_indices[with_mask]].float()
+    logits = masks.mask_logits[with_mask]
+    normaliser = joint_normaliser(logits.new_tensor(float(len(with_mask))))
+    loss = dice_distance(logits.sigmoid(), target).sum() / normaliser
+    return loss, masks.select(torch.nonzero(~has_mask_I)[:, 0])
 
 
 def annotated_masks(

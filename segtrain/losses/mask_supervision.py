@@ -10,14 +10,13 @@ from typing import Literal
 
 import torch
 
-from segtrain.losses.annotated_masks import annotated_masks
+from segtrain.losses.annotated_masks import annotated_mask_loss
 from segtrain.losses.colour import color_similarity
 from segtrain.losses.consistency import DepthLinks
 from segtrain.losses.depth import DepthPooling, depth_loss
 from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
-from segtrain.losses.projection import dice_distance, projection_loss
+from segtrain.losses.projection import projection_loss
 from segtrain.losses.supervision import MaskBatch, Supervision, clean_image, warm_up
-from segtrain.process_group import joint_normaliser
 
 
 @dataclass(kw_only=True)
@@ -127,26 +126,13 @@ class MaskSupervision(Supervision):
         losses: dict[str, torch.Tensor] = {}
         boxed = masks
         if settings.supervision != "boxes":
-            losses["loss_mask"], boxed = self._annotated_term(masks)
+            losses["loss_mask"], boxed = annotated_mask_loss(masks, settings.supervision)
         if settings.supervision != "masks":
             losses["loss_proj"] = projection_loss(boxed.mask_logits, boxed.extents)
             losses |= self._pairwise_terms(boxed)
         if masks.depth is not None:
             losses["loss_depth"] = self._depth_term(masks, masks.depth)
         return losses
-
-    def _annotated_term(self, masks: MaskBatch) -> tuple[torch.Tensor, MaskBatch]:
-        """Dice distance of the masks whose box has an annotated one, and the other masks."""
-        masks_GHW, has_mask_G = annotated_masks(
-            masks.entries, masks.padded_size, self.settings.supervision
-        )
-        has_mask_I = has_mask_G.to(masks.device)[masks.box_indices]
-        with_mask = torch.nonzero(has_mask_I)[:, 0]
-        target = masks_GHW.to(masks.device)[masks.box_indices[with_mask]].float()
-        logits = masks.mask_logits[with_mask]
-        normaliser = joint_normaliser(logits.new_tensor(float(len(with_mask))))
-        loss = dice_distance(logits.sigmoid(), target).sum() / normaliser
-        return loss, masks.select(torch.nonzero(~has_mask_I)[:, 0])
 
     def _pairwise_terms(self, masks: MaskBatch) -> dict[str, torch.Tensor]:
         """Colour and consistency terms, in one pass over the boxes."""
