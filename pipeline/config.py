@@ -284,7 +284,23 @@ def _typed_text(text: str) -> str:
 
 def _is_parameter_of_target(node: Any, name: str) -> bool:
     """Whether `name` is an argument of the lazy call's target that the config leaves out."""
-    return not name.startswith("_") and name in _parameters_of_target(node)
+    if name.startswith("_") or not may_be_parameter(node.get("_target_"), name):
+        return False
+    return name in _parameters_of_target(node)
+
+
+def may_be_parameter(target: Any, name: str) -> bool:
+    """False if `name` stands nowhere in the source of segtrain, and the target is from there.
+
+    So most mistyped keys are told without importing the target, and torch, which takes seconds.
+    """
+    if not isinstance(target, str) or target.partition(".")[0] != "segtrain":
+        return True
+    import segtrain
+
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    modules = Path(segtrain.__path__[0]).rglob("*.py")
+    return any(word.search(module.read_text(encoding="utf-8")) for module in modules)
 
 
 def _parameters_of_target(node: Any) -> dict[str, Any]:

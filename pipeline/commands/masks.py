@@ -120,9 +120,11 @@ def _read_request(
 
     Raises:
         UsageError: names the option and what it takes.
+        CheckpointError: --start is no labeller.
     """
     from pipeline.datasets.mask_formats import MASK_FORMATS, guess_mask_format
     from pipeline.masks.masks_request import DEPTH_MODES, MasksRequest
+    from segtrain.exchange.labeller_file import read_labeller_facts
 
     out, depth = given["out"], given["depth"]
     if (given["coco"] is None) == (given["boxes"] is None):
@@ -132,6 +134,8 @@ def _read_request(
             raise UsageError(f"{what} {path} does not exist")
         if path is not None and path.resolve() == out.resolve():
             raise UsageError(f"--out {out} would overwrite the {what}; choose another file")
+    if given["start"] is not None:
+        read_labeller_facts(given["start"])
     if depth not in ("auto", *DEPTH_MODES):
         raise UsageError(f"--depth {depth!r}: choose one of auto, {', '.join(DEPTH_MODES)}")
     if (given["salient"] is None) != (given["salient_images"] is None):

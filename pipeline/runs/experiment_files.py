@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pickletools
+import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.errors import UsageError
 
@@ -19,6 +23,8 @@ SPLITS = ("train", "test")
 _MAX_BYTES_READ_TWICE = 2**23
 # A zip archive, or a pickle.
 _BEGINNINGS_OF_CHECKPOINTS = (b"PK", b"\x80")
+# Where a file's header in a zip archive says how long its name and its extra field are.
+_LENGTHS_IN_ZIP_HEADER = 26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ def existing_annotations(experiment: Experiment, split: str) -> Path:
 
 
 def existing_checkpoint(path: Path) -> Path:
-    """A checkpoint that is there and begins like one; told before torch takes seconds to load.
+    """A checkpoint that is there and looks like one; told before torch takes seconds to load.
 
     Raises:
         UsageError: it is not.
@@ -85,10 +91,15 @@ def existing_checkpoint(path: Path) -> Path:
         raise UsageError(f"checkpoint {path} does not exist")
     with path.open("rb") as file:
         begins = file.read(2)
-    if not begins.startswith(_BEGINNINGS_OF_CHECKPOINTS):
+        if not begins.startswith(_BEGINNINGS_OF_CHECKPOINTS):
+            damage = f"it begins with {begins!r}, which torch.save does not write"
+        elif begins == b"PK":
+            damage = _find_damage(file)
+        else:
+            damage = ""
+    if damage:
         raise UsageError(
-            f"{path} is no readable checkpoint: it begins with {begins!r}, which torch.save does "
-            "not write; give a file such as RUN/model_final.pth"
+            f"{path} is no readable checkpoint: {damage}; give a file such as RUN/model_final.pth"
         )
     return path
 
@@ -139,6 +150,28 @@ def resolve_model(name: str) -> str:
 def is_demo_config(config_path: Path) -> bool:
     """Whether a config is one of configs/demo, whose data can be made on the spot."""
     return config_path.parent.name == "demo" and config_path.parent.parent.name == "configs"
+
+
+def _find_damage(file: BinaryIO) -> str:
+    """Why torch cannot read an archive: its list of contents and its pickle; empty if it may.
+
+    Checksums are not looked at: torch.save may be told to write none, and torch.load reads none.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickles = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        return "its list of contents is missing or damaged, as of a file that was cut off"
+    if len(pickles) != 1:
+        return "it holds no data.pkl, which torch.save writes"
+    file.seek(pickles[0].header_offset + _LENGTHS_IN_ZIP_HEADER)
+    file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+    try:
+        for _ in pickletools.genops(file.read(pickles[0].file_size)):
+            pass
+    except (ValueError, IndexError, struct.error) as error:
+        return f"its data.pkl is damaged ({error})"
+    return ""
 
 
 def _missing(setting: str, path: Path, kind: str) -> UsageError:

@@ -128,7 +128,9 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
     paths = existing_dataset_paths(experiment, "train")
     from segtrain.depth_source import open_depth
     from segtrain.run.dataset_records import read_training_data
+    from segtrain.run.train_settings import require_depth, surely_reads_depth
 
+    require_depth(experiment.depth, is_read=surely_reads_depth(experiment.model))
     cache = open_depth(experiment.depth)  # raises where there is none
     if cache is not None:
         tell_other_model(cache, experiment.depth.model)

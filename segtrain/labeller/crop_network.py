@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from depthcache.storage.durable_files import write_durably
 from segtrain.errors import CheckpointError
+from segtrain.exchange.labeller_file import KEY, not_a_labeller, read_labeller_facts
 from segtrain.modeling.backbones import (
     EFFICIENTNET_LITE_PIXELS,
     has_packaged_weights,
@@ -223,7 +224,7 @@ def save_crop_network(
     description = asdict(network.description) | {
         "encoder_settings": dict(network.description.encoder_settings)
     }
-    metadata = {"labeller": json.dumps({"network": description, **(facts or {})})}
+    metadata = {KEY: json.dumps({"network": description, **(facts or {})})}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, save(tensors, metadata))
 
@@ -237,9 +238,9 @@ def load_crop_network(path: Path) -> tuple[CropNetwork, dict[str, Any]]:
     Raises:
         CheckpointError: no such file, or no labeller.
     """
+    facts = read_labeller_facts(path)
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["labeller"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         network = CropNetwork(NetworkDescription(**facts.pop("network")))
         wanted = {k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
@@ -252,8 +253,5 @@ def load_crop_network(path: Path) -> tuple[CropNetwork, dict[str, Any]]:
             strict=False,
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is no labeller: {error!r}; expected a .safetensors file that the adaptation "
-            "or data/labeller/train_labeller.py wrote"
-        ) from error
+        raise not_a_labeller(path, error) from error
     return network.eval(), facts

@@ -15,7 +15,7 @@ from segtrain.errors import TrainingConfigError
 from segtrain.run.schedule import fraction_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from segtrain.data.settings import DataSettings
     from segtrain.depth_source import DepthSettings
@@ -190,12 +190,7 @@ def require_consistent_settings(
                 else "it needs annotated masks; set data.use_masks=True"
             )
         )
-    if model.needs_depth and not depth.enabled:
-        raise TrainingConfigError(
-            "depth.enabled=False, but the model's losses read depth; set depth.enabled=True, or "
-            "switch off model.depth_layer, model.consistency and what reads depth in "
-            "model.distillation (depth_matching, reads_depth) and in model.supervision"
-        )
+    require_depth(depth, is_read=model.needs_depth)
     if train.distill_from is not None and model.distillation is None:
         raise TrainingConfigError(
             f"train.distill_from={train.distill_from} needs model.distillation, which is null; "
@@ -206,6 +201,32 @@ def require_consistent_settings(
             f"train.distill_from=null, but {type(model.distillation).__name__} teaches by its "
             "teacher alone; set train.distill_from=0.0, or model.distillation=null"
         )
+
+
+def require_depth(depth: DepthSettings, *, is_read: bool) -> None:
+    """Refuse a config without depth whose losses read it.
+
+    Raises:
+        TrainingConfigError: names what to switch on or off.
+    """
+    if is_read and not depth.enabled:
+        raise TrainingConfigError(
+            "depth.enabled=False, but the model's losses read depth; set depth.enabled=True, or "
+            "switch off model.depth_layer, model.consistency and what reads depth in "
+            "model.distillation (depth_matching, reads_depth) and in model.supervision"
+        )
+
+
+def surely_reads_depth(model: Mapping[str, Any]) -> bool:
+    """Whether a config's call of the model reads depth for certain; the built model knows all.
+
+    Told without torch, which takes seconds to load: the commonest case is refused at once.
+    """
+    return (
+        model.get("_target_") == "segtrain.modeling.build.build_condinst"
+        and model.get("supervision", "boxes") in ("boxes", "mixed")
+        and model.get("consistency") is True
+    )
 
 
 def require_num_classes(categories: Sequence[object], num_classes: int | None, source: str) -> None:

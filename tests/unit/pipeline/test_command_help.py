@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -100,10 +102,13 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
         ("train configs/demo/full.py --set data.train_json=absent.json", "absent.json"),
         ("train configs/coco/full_r50_1x.py --output {d}/run", "data/coco"),
         ("train configs/coco/full_r50_1x.py --set train.max_itre=3", "train.max_iter"),
+        ("train configs/coco/full_r50_1x.py --set model.score_treshold=.3", "score_threshold"),
         ("train configs/coco/full_r50_1x.py --set train.precision=fp8", "fp8"),
         ("train configs/coco/full_r50_1x.py --set train.max_iter=many", "many"),
         ("train configs/demo/full.py --output {d}/run " + _DATA, "no depth cache in"),
         ("train configs/demo/full.py --output {d}/file/run " + _DATA, "a part of this path"),
+        ("train configs/demo/full.py --output {d}/run " + _DATA + " depth.enabled=False",
+         "set depth.enabled=True"),
         ("train configs/demo/boxinst.py --output {d}/run " + _DATA + " depth.enabled=False"
          " data.num_classes=5", "data.num_classes=1"),
         ("train configs/demo/boxinst.py --output {d}/run " + _DATA + " depth.enabled=False"
@@ -115,12 +120,15 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
          " --out {d}/masks.json", "no readable checkpoint"),
         ("label configs/demo/full.py --weights {d}/weights.pth --coco {d}/no-categories.json"
          " --images {d}/images --out {d}/masks.json", "categories"),
+        ("predict configs/demo/full.py --weights {d}/cut.pth --images {d}/images --out {d}/p",
+         "cut off"),
         ("predict configs/demo/full.py --weights {d}/file --images {d}/images --out {d}/p", "file"),
         ("masks --coco absent.json --images {d}/images --out {d}/masks.json", "absent.json"),
         (_MASKS + " --coco {d}/no-categories.json", "categories"),
         (_MASKS + " --coco {d}/ok.json --model ./absent", "absent"),
         (_MASKS + " --coco {d}/ok.json --cache {d}/absent", "absent"),
         (_MASKS + " --coco {d}/other-photos.json", "none of the 1 photos"),
+        (_MASKS + " --coco {d}/ok.json --start {d}/weights.pth", "no labeller"),
         ("depth --images docs --model ./no-such-folder --cache x", "no-such-folder"),
         ("depth --images {d}/images --model {d} --cache {d}/cache", "model_type"),
         ("depth configs/demo/full.py --set data.test_images=absent", "data.test_images"),
@@ -168,7 +176,10 @@ def _write_files(folder: Path) -> None:
     ):
         (folder / f"{name}.json").write_text(json.dumps(document | changes))
     (folder / "file").write_text("text")
-    (folder / "weights.pth").write_bytes(b"PK")
+    weights = folder / "weights.pth"
+    with zipfile.ZipFile(weights, "w") as archive:  # as torch.save does
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    (folder / "cut.pth").write_bytes(weights.read_bytes()[:-30])
 
 
 def test_detectron2_is_whole_after_a_config_was_read(tmp_path: Path) -> None:

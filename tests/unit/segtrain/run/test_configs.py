@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import take_snapshot
+from pipeline.config import may_be_parameter, take_snapshot
 from segtrain.data.settings import DataSettings, InferenceSizeSettings, TrainLoaderSettings
 from segtrain.depth_source import DepthSettings
 from segtrain.distillation.teacher import DistillationSettings
@@ -21,7 +23,12 @@ from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import initialise_weights
 from segtrain.run.optimizer import OptimizerSettings, scale_learning_rate
 from segtrain.run.schedule import ScheduleSettings, fraction_of
-from segtrain.run.train_settings import TrainSettings, distillation_start, read_settings
+from segtrain.run.train_settings import (
+    TrainSettings,
+    distillation_start,
+    read_settings,
+    surely_reads_depth,
+)
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 NAMES = sorted(
@@ -66,10 +73,28 @@ def test_config_builds_its_model(name: str) -> None:
     model = _build_model(cfg)
     assert model.num_classes == data.num_classes
     assert model.needs_depth == depth.enabled
+    assert surely_reads_depth(OmegaConf.to_container(cfg.model)) <= model.needs_depth
     assert (model.distillation is not None) == (distillation_start(train) is not None)
     assert model.supervision.reads_masks == data.use_masks
     if isinstance(model.distillation, DistillationSettings):
         assert model.distillation.total_iterations == train.max_iter
+
+
+def _targets(node: Any) -> Iterator[str]:
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if name == "_target_":
+            yield value
+        yield from _targets(value)
+
+
+def test_every_parameter_of_a_target_is_found_without_importing_it() -> None:
+    models = (LazyConfig.load(str(CONFIGS / name)).model for name in NAMES)
+    targets = {target for model in models for target in _targets(OmegaConf.to_container(model))}
+    assert len(targets) > 8
+    for target in targets:
+        parameters = inspect.signature(locate(target)).parameters
+        assert [name for name in parameters if not may_be_parameter(target, name)] == []
+        assert not may_be_parameter(target, "score_treshold")
 
 
 # The paper's tables: iterations, batch, learning rate, drops, start of distillation, short sides.
