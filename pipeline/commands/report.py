@@ -24,11 +24,11 @@ def write_run_report(
     from pipeline.report.page import write_report
     from pipeline.report.tables import format_ap_table
     from pipeline.runs.method_spread import compare_results
-    from pipeline.runs.results import describe_coverage, load_result
+    from pipeline.runs.results import describe_coverage, load_results
 
     out = out or folders[0] / "report.html"
     with stdout_kept_clean():
-        loaded = [load_result(folder) for folder in folders]
+        loaded = load_results(folders)
         require_writable(out)
         results = compare_results([result for result, _ in loaded])
         first = loaded[0][1]

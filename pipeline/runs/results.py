@@ -65,15 +65,34 @@ def _find_reviews(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def load_result(folder: Path) -> tuple[RunResult, Manifest]:
-    """Read a finished run from its folder.
-
-    Args:
-        folder: run folder.
+def load_results(folders: Sequence[Path]) -> list[tuple[RunResult, Manifest]]:
+    """Read finished runs from their folders, each under a name of its own.
 
     Raises:
-        UsageError: the run has no evaluation yet.
+        UsageError: a run has no evaluation yet, or is named twice.
     """
+    return [_load_result(*named) for named in zip(folders, name_runs(folders), strict=True)]
+
+
+def name_runs(folders: Sequence[Path]) -> list[str]:
+    """Folder names, with as many parents as tell those of the same name apart.
+
+    Raises:
+        UsageError: a folder is there twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    names = []
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"{path} is named twice; name different runs")
+        length = 1
+        while sum(other.parts[-length:] == path.parts[-length:] for other in paths) > 1:
+            length += 1
+        names.append(Path(*path.parts[-length:]).as_posix())
+    return names
+
+
+def _load_result(folder: Path, name: str) -> tuple[RunResult, Manifest]:
     from pipeline.config import load_experiment
     from pipeline.runs.demo_data import make_absent_demo_data
 
@@ -94,7 +113,7 @@ def load_result(folder: Path) -> tuple[RunResult, Manifest]:
     weights = Path(train.outputs["weights"]) if train and "weights" in train.outputs else None
     metrics = json.loads(file.read_text(encoding="utf-8"))
     result = RunResult(
-        name=folder.name, folder=folder, experiment=experiment, weights=weights, metrics=metrics
+        name=name, folder=folder, experiment=experiment, weights=weights, metrics=metrics
     )
     return result, manifest
 
