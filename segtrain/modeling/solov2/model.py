@@ -5,7 +5,7 @@ Shape legend: B images, G boxes, P positive cells, D masks, E mask channels, H×
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,18 @@ BatchedInputs = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class DenseCells:
-    """What the network computes for a batch; N cells of an image, grid after grid."""
+    """What the network computes for an image, its padding left out; N cells, grid after grid."""
 
-    scores: torch.Tensor  # (B, N, K) class probabilities
-    kernels: torch.Tensor  # (B, N, E)
+    size: tuple[int, int]  # height, width of the image
+    scores: torch.Tensor  # (N, K) class probabilities
+    kernels: torch.Tensor  # (N, E)
     centres: torch.Tensor  # (N, 2) x, y of the cells in pixels
     cells: torch.Tensor  # (N, 2) width, height of the cells in pixels
-    mask_features: torch.Tensor  # (B, E, H, W)
+    mask_features: torch.Tensor  # (E, H, W)
+
+    def masks_of(self, cells: torch.Tensor) -> torch.Tensor:
+        """Mask logits of chosen cells, (D, H, W)."""
+        return _convolve(self.kernels[cells].float(), self.mask_features)
 
 
 class SOLOv2(nn.Module):
@@ -207,54 +212,60 @@ class SOLOv2(nn.Module):
 
     @torch.no_grad()
     def _inference(self, batched_inputs: BatchedInputs) -> list[dict[str, Instances]]:
-        images = batch_images(
-            [entry["image"] for entry in batched_inputs], self.pixel_mean, self.pixel_std
-        )
-        dense = self._predict_densely(images.tensor, one_of_neighbours=True)
         results = []
-        for image, entry in enumerate(batched_inputs):
-            height, width = images.image_sizes[image]
-            size = (int(height), int(width))
-            logits, classes, scores = self._detect(dense, image, size)
+        for entry, dense in self._predict_densely(batched_inputs, one_of_neighbours=True):
             instances = full_size_instances(
-                logits, classes, scores, size, original_size(entry, size), encode=self.encode_masks
+                *self._detect(dense),
+                dense.size,
+                original_size(entry, dense.size),
+                encode=self.encode_masks,
             )
             results.append({"instances": instances})
         return results
 
-    def _predict_densely(self, images: torch.Tensor, *, one_of_neighbours: bool) -> DenseCells:
-        features = self.backbone(images)
+    def _predict_densely(
+        self, batched_inputs: BatchedInputs, *, one_of_neighbours: bool
+    ) -> Iterator[tuple[dict[str, Any], DenseCells]]:
+        """Each image of the batch with its cells."""
+        images = batch_images(
+            [entry["image"] for entry in batched_inputs], self.pixel_mean, self.pixel_std
+        )
+        features = self.backbone(images.tensor)
         levels = [features[name] for name in LEVELS]
         class_logits, kernels = self.head(levels)
         scores = [level.float().sigmoid() for level in class_logits]
         if one_of_neighbours:
             scores = [suppress_neighbours(level) for level in scores]
+        mask_features = self.mask_feature(levels[:-1])
         centres, cells = [], []
+        padded_height, padded_width = images.tensor.shape[-2:]
         for number in self.head.grid_numbers:
-            size = images.new_tensor([images.shape[-1] / number, images.shape[-2] / number])
-            rank = torch.arange(number, device=images.device) + 0.5
+            size = images.tensor.new_tensor([padded_width / number, padded_height / number])
+            rank = torch.arange(number, device=size.device) + 0.5
             places = torch.stack(torch.meshgrid(rank, rank, indexing="xy"), -1).flatten(0, 1)
             centres.append(places * size)
             cells.append(size.expand(number * number, 2))
-        return DenseCells(
-            scores=torch.cat([level.flatten(2) for level in scores], 2).transpose(1, 2),
-            kernels=torch.cat([level.flatten(2) for level in kernels], 2).transpose(1, 2),
-            centres=torch.cat(centres),
-            cells=torch.cat(cells),
-            mask_features=self.mask_feature(levels[:-1]),
-        )
+        for image, entry in enumerate(batched_inputs):
+            height, width = (int(side) for side in images.image_sizes[image])
+            rows, columns = (-(-side // MASK_STRIDE) for side in (height, width))
+            dense = DenseCells(
+                size=(height, width),
+                scores=torch.cat([level[image].flatten(1) for level in scores], 1).T,
+                kernels=torch.cat([level[image].flatten(1) for level in kernels], 1).T,
+                centres=torch.cat(centres),
+                cells=torch.cat(cells),
+                mask_features=mask_features[image, :, :rows, :columns],
+            )
+            yield entry, dense
 
-    def _detect(
-        self, dense: DenseCells, image: int, size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _detect(self, dense: DenseCells) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mask logits, classes and scores of an image, best first."""
-        scores_NK = dense.scores[image]
-        cells, classes = torch.nonzero(scores_NK > self.score_threshold, as_tuple=True)
-        scores = scores_NK[cells, classes]
+        cells, classes = torch.nonzero(dense.scores > self.score_threshold, as_tuple=True)
+        scores = dense.scores[cells, classes]
         best = scores.topk(min(self.num_before_nms, len(scores))).indices
         cells, classes, scores = cells[best], classes[best], scores[best]
         with torch.autocast(scores.device.type, enabled=False):
-            logits = self._masks_of(dense, image, cells, size)
+            logits = dense.masks_of(cells)
             probabilities = logits.sigmoid()
             scores = scores * maskness(probabilities)
             order = scores.argsort(descending=True, stable=True)
@@ -265,16 +276,6 @@ class SOLOv2(nn.Module):
         kept = decayed.argsort(descending=True, stable=True)[: self.num_detections]
         kept = kept[decayed[kept] >= _LEAST_SCORE]
         return logits[order[kept]], classes[order[kept]], decayed[kept]
-
-    @staticmethod
-    def _masks_of(
-        dense: DenseCells, image: int, cells: torch.Tensor, size: tuple[int, int]
-    ) -> torch.Tensor:
-        """Mask logits of chosen cells, (D, h, w): the padding is left out."""
-        height, width = (-(-side // MASK_STRIDE) for side in size)
-        return _convolve(
-            dense.kernels[image, cells].float(), dense.mask_features[image, :, :height, :width]
-        )
 
     @torch.no_grad()
     def predict_masks_for_boxes(self, batched_inputs: BatchedInputs) -> list[Instances]:
@@ -291,46 +292,38 @@ class SOLOv2(nn.Module):
         Returns:
             As `CondInst.predict_masks_for_boxes`.
         """
-        images = batch_images(
-            [entry["image"] for entry in batched_inputs], self.pixel_mean, self.pixel_std
-        )
-        dense = self._predict_densely(images.tensor, one_of_neighbours=False)
         results = []
-        for image, entry in enumerate(batched_inputs):
-            height, width = images.image_sizes[image]
-            size = (int(height), int(width))
+        for entry, dense in self._predict_densely(batched_inputs, one_of_neighbours=False):
             given: Instances = entry["instances"]
-            boxes = given.gt_boxes.tensor.to(images.tensor.device)
-            classes = given.gt_classes.to(images.tensor.device)
-            masks, scores = [], []
-            with torch.autocast(images.tensor.device.type, enabled=False):
-                for box, label in zip(boxes, classes.tolist(), strict=True):
-                    logits, score = self._best_of_box(dense, image, box, label, size)
-                    masks.append(logits)
-                    scores.append(score)
-                if not masks:
-                    none = torch.zeros(0, dtype=torch.int64, device=boxes.device)
-                    masks, scores = [self._masks_of(dense, image, none, size)], [boxes.new_zeros(0)]
-            drawn = BoxMasks(boxes, size, original_size(entry, size))
-            drawn.add(torch.cat(masks), torch.cat(scores), size, mirrored=False)
+            boxes = given.gt_boxes.tensor.to(dense.scores.device)
+            classes = given.gt_classes.to(dense.scores.device)
+            with torch.autocast(boxes.device.type, enabled=False):
+                found = [
+                    _best_of_box(dense, box, label)
+                    for box, label in zip(boxes, classes.tolist(), strict=True)
+                ] or [(dense.masks_of(classes), boxes.new_zeros(0))]  # no box, no class
+            masks, scores = map(torch.cat, zip(*found, strict=True))
+            drawn = BoxMasks(boxes, dense.size, original_size(entry, dense.size))
+            drawn.add(masks, scores, dense.size, mirrored=False)
             results.append(drawn.finish(classes))
         return results
 
-    def _best_of_box(
-        self, dense: DenseCells, image: int, box: torch.Tensor, label: int, size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask logits (1, h, w) and score (1,) of the cell that fits a box best."""
-        inside = ((dense.centres >= box[:2]) & (dense.centres <= box[2:])).all(1)
-        distance = (dense.centres - (box[:2] + box[2:]) / 2).abs()
-        candidates = torch.nonzero(inside | (distance <= dense.cells / 2).all(1))[:, 0]
-        probability = dense.scores[image, candidates, label]
-        best = probability.topk(min(_CANDIDATES_PER_BOX, len(candidates))).indices
-        logits = self._masks_of(dense, image, candidates[best], size)
-        soft = logits.sigmoid()
-        agreement = box_iou(box[None], tight_boxes(soft > 0.5) * MASK_STRIDE)[0]
-        rating = agreement * (probability[best] * maskness(soft)).sqrt()
-        winner = rating.argmax()[None]
-        return logits[winner], rating[winner]
+
+def _best_of_box(
+    dense: DenseCells, box: torch.Tensor, label: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask logits (1, H, W) and score (1,) of the cell that fits a box best."""
+    inside = ((dense.centres >= box[:2]) & (dense.centres <= box[2:])).all(1)
+    distance = (dense.centres - (box[:2] + box[2:]) / 2).abs()
+    candidates = torch.nonzero(inside | (distance <= dense.cells / 2).all(1))[:, 0]
+    probability = dense.scores[candidates, label]
+    best = probability.topk(min(_CANDIDATES_PER_BOX, len(candidates))).indices
+    logits = dense.masks_of(candidates[best])
+    soft = logits.sigmoid()
+    agreement = box_iou(box[None], tight_boxes(soft > 0.5) * MASK_STRIDE)[0]
+    rating = agreement * (probability[best] * maskness(soft)).sqrt()
+    winner = rating.argmax()[None]
+    return logits[winner], rating[winner]
 
 
 def _convolve(kernels_DE: torch.Tensor, features_EHW: torch.Tensor) -> torch.Tensor:
