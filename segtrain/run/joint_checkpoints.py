@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from detectron2.utils import comm
@@ -42,20 +43,21 @@ def load_newest_state(run_dir: Path, device: torch.device) -> tuple[Path, dict[s
     is_here = path.is_file() and path.stat().st_size == num_bytes
     if all(comm.all_gather(is_here)):
         return path, load_state(path)
-    return path, load_state(path, io.BytesIO(_send_file(path, num_bytes, device)))
+    with tempfile.TemporaryFile(dir=run_dir) as received:  # a checkpoint may fill the memory
+        _send_file(path, num_bytes, device, received)
+        received.seek(0)
+        return path, load_state(path, None if comm.is_main_process() else received)
 
 
-def _send_file(path: Path, num_bytes: int, device: torch.device) -> bytes:
-    """The first process's file, in chunks."""
-    received = bytearray()
-    source = path.open("rb") if comm.is_main_process() else io.BytesIO()
-    with source:
-        while len(received) < num_bytes:
-            size = min(_CHUNK_BYTES, num_bytes - len(received))
-            chunk = torch.zeros(size, dtype=torch.uint8)
-            if comm.is_main_process():
-                chunk = torch.frombuffer(bytearray(source.read(size)), dtype=torch.uint8)
-            chunk = chunk.to(device)
+def _send_file(path: Path, num_bytes: int, device: torch.device, received: BinaryIO) -> None:
+    """The first process's file, in chunks, to the others."""
+    with path.open("rb") if comm.is_main_process() else nullcontext() as source:
+        for begin in range(0, num_bytes, _CHUNK_BYTES):
+            size = min(_CHUNK_BYTES, num_bytes - begin)
+            if source is None:
+                chunk = torch.zeros(size, dtype=torch.uint8, device=device)
+            else:
+                chunk = torch.frombuffer(bytearray(source.read(size)), dtype=torch.uint8).to(device)
             distributed.broadcast(chunk, src=0)
-            received += chunk.cpu().numpy().tobytes()
-    return bytes(received)
+            if source is None:
+                received.write(chunk.cpu().numpy().data)
