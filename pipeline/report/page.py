@@ -32,6 +32,7 @@ def write_report(
     coverage: Mapping[str, str],
     environment: Mapping[str, Any],
     links: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write the report of one run, or of several side by side.
 
@@ -41,6 +42,7 @@ def write_report(
         coverage: facts on the depth cache, label → text.
         environment: versions, as the manifest has them.
         links: other pages of the run, name → address relative to this one.
+        notes: sentences beside the outcome.
 
     Returns:
         `path`.
@@ -55,6 +57,7 @@ def write_report(
         panels=make_panels(results),
         environment=environment,
         links=links,
+        notes=notes,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
@@ -70,6 +73,7 @@ def render_page(
     panels: Sequence[Panel],
     environment: Mapping[str, Any],
     links: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """The page as one HTML text."""
     files = resources.files("pipeline.report")
@@ -96,6 +100,7 @@ def render_page(
         coverage=coverage,
         packages=environment.get("packages", {}),
         links=links or {},
+        notes=notes,
     )
 
 

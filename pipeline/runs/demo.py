@@ -56,7 +56,7 @@ class DemoResult:
 
 
 def run_demo(output: Path, *, seed: int) -> DemoResult:
-    """Make scenes, compute depth, train both methods, evaluate, label, report. Resumes.
+    """Make scenes, compute depth, train all methods, evaluate, label, report. Resumes.
 
     Args:
         output: folder for everything.
@@ -87,9 +87,10 @@ def run_demo(output: Path, *, seed: int) -> DemoResult:
         results = compare_results(results)
         with manifest.repeating("labeller", {"seed": seed}) as record:
             # A finished one is read again rather than made: the same call resumes.
-            labelled = run_masks_demo(output / "labeller", seed=seed)
+            held_out = Path(experiments[START].data.test_json).parent
+            labelled = run_masks_demo(output / "labeller", held_out, seed=seed)
             record.outputs = {"review": str(labelled.review), "masks": str(labelled.masks)}
-        report = run_report_stage(manifest, results)
+        report = run_report_stage(manifest, results, notes=[labelled.describe_held_out()])
     return DemoResult(
         metrics={result.name: dict(result.metrics) for result in results},
         report=report,

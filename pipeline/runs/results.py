@@ -19,12 +19,15 @@ from segtrain.run.resume_rules import describe_file
 logger = logging.getLogger(__name__)
 
 
-def run_report_stage(manifest: Manifest, results: Sequence[RunResult]) -> Path:
+def run_report_stage(
+    manifest: Manifest, results: Sequence[RunResult], *, notes: Sequence[str] = ()
+) -> Path:
     """Write `report.html` of a run, unless it shows these results already.
 
     Args:
         manifest: run record; the report lies in its folder.
         results: what it shows; the last one is captioned as the run's own method.
+        notes: sentences beside the outcome.
     """
     path = manifest.folder / "report.html"
     inputs: dict[str, Any] = {
@@ -36,7 +39,7 @@ def run_report_stage(manifest: Manifest, results: Sequence[RunResult]) -> Path:
         for result in results
     }
     links = _find_reviews(manifest)
-    inputs |= {"links": links}
+    inputs |= {"links": links, "notes": list(notes)}
     if manifest.is_done("report", inputs) and path.is_file():
         logger.info("report: written before, %s", path)
         return path
@@ -47,6 +50,7 @@ def run_report_stage(manifest: Manifest, results: Sequence[RunResult]) -> Path:
             coverage=describe_coverage(manifest),
             environment=manifest.environment,
             links=links,
+            notes=notes,
         )
         record.outputs = {"report": str(path)}
     return path

@@ -41,6 +41,7 @@ def test_methods_are_compared_and_a_second_call_finds_all_done(
     assert result.metrics["ours"]["differences"].keys() == {"BoxInst", "control"}
     page = result.report.read_text()
     assert "IoU given the box" in page
+    assert result.labelled.describe_held_out() in page
     assert describe_outcome(result.metrics).split(" ± ")[0] in page
     again = demo.run_demo(tmp_path, seed=0)
     assert dataclasses.replace(again, seconds=result.seconds) == result

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.masks import masks_demo
 from pipeline.masks.masks_demo import compare_with_truth, run_masks_demo, write_scenes
+from pipeline.synth import generate_dataset
 from segtrain.data.segmentations import encode_mask
 
 
@@ -43,10 +44,13 @@ def test_the_demo_labels_better_than_boxes_and_resumes(
 ) -> None:
     monkeypatch.setattr(masks_demo, "NUM_SCENES", 2)
     monkeypatch.setattr(masks_demo, "MINUTES", 0.0)
-    demo = run_masks_demo(tmp_path, seed=0)
+    generate_dataset(tmp_path / "test", num_images=2, seed=5)
+    demo = run_masks_demo(tmp_path / "demo", tmp_path / "test", seed=0)
+    assert demo.held_out.keys() == {"from pictures alone", "with sensed depth"}
+    assert demo.held_out["with sensed depth"] > demo.held_out["from pictures alone"] > 60
     assert demo.mean_iou > demo.filled_box_iou + 0.1
     assert demo.review.is_file()
     assert f"{demo.num_boxes} boxes in 2 generated scenes" in demo.text()
     written = demo.masks.stat().st_mtime_ns
-    assert run_masks_demo(tmp_path, seed=0) == demo
+    assert run_masks_demo(tmp_path / "demo", tmp_path / "test", seed=0) == demo
     assert demo.masks.stat().st_mtime_ns == written
