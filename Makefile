@@ -12,7 +12,7 @@ demo: setup
 	$(BIN)/pipeline demo --output $(DEMO_OUTPUT)
 
 test: setup
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Two cores: more threads than that in one test process only fight each other.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# `make test` has a test process on each of two cores: more threads would only fight each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads that wait must not spin: beside other processes, spinning makes a step ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
