@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import tensorstore
 import zarr
-from depth_encodings import get_maps
+from depth_maps import get_maps
 from numcodecs import blosc
 from PIL import Image
 

@@ -52,6 +52,8 @@ def compare(
     """
     workers = [_start_worker(script, side, options) for side in sides]
     try:
+        for worker in workers:  # they start side by side, which takes most of a short comparison
+            _await_ready(worker)
         measured: list[dict[str, Any]] = [{"seconds": [], "cpu_seconds": []} for _ in sides]
         for repetition in range(rounds + 1):
             for worker, result in zip(workers, measured, strict=True):
@@ -123,13 +125,15 @@ def memory_mib(field: str) -> float:
 
 def _start_worker(script: str, side: Side, options: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", script, "--worker", side.task, *options]
-    worker = subprocess.Popen(
+    return subprocess.Popen(
         command, env=side.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+
+
+def _await_ready(worker: subprocess.Popen[str]) -> None:
     assert worker.stdout is not None
     if worker.stdout.readline().strip() != "ready":
-        raise SystemExit(f"{' '.join(command)} did not start")
-    return worker
+        raise SystemExit(f"{worker.args} did not start")
 
 
 def _ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
