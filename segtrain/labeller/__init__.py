@@ -1,7 +1,8 @@
 """Masks for given boxes: a class-agnostic network on object crops, adapted to the user's boxes.
 
     photos = [BoxedPhoto(name="a.jpg", boxes=boxes_xyxy, load_image=..., load_inverse_depth=...)]
-    weights = adapt_labeller(photos, LabellerSettings(), folder, start=shipped, minutes=10)
+    settings = choose_settings(num_boxes, shipped, depth="both")
+    weights = adapt_labeller(photos, settings, folder, start=shipped, minutes=10)
     labeller = load_labeller(weights)
     for mask in label_boxes(labeller, image_rgb, boxes_xyxy, inverse_depth):
         mask.rle(), mask.score, mask.source, mask.signs.fill
@@ -20,6 +21,7 @@ from segtrain.labeller.adaptation import WEIGHTS_NAME, adapt_labeller
 from segtrain.labeller.crop_batches import BoxedPhoto
 from segtrain.labeller.mask_prediction import Labeller, ObjectMask, label_boxes, load_labeller
 from segtrain.labeller.masked_crops import MaskedCrops, MaskedObject
+from segtrain.labeller.schedule import choose_settings
 from segtrain.labeller.settings import LabellerSettings
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "MaskedObject",
     "ObjectMask",
     "adapt_labeller",
+    "choose_settings",
     "label_boxes",
     "load_labeller",
 ]

@@ -39,6 +39,7 @@ from segtrain.labeller.object_crops import (
     crop_windows,
     paste_probabilities,
 )
+from segtrain.labeller.schedule import choose_crop_size
 from segtrain.precision import multiplies_bfloat16
 
 Source = Literal["labeller", "refined", "filled_box"]
@@ -90,7 +91,7 @@ class Labeller:
         network: in eval mode.
         calibration: of scores.
         threshold: probability from which a pixel belongs to the mask.
-        crop_size: S.
+        crop_size: S, that of the adaptation.
         views: margins, and whether mirrored.
         uses_depth: whether depth that is handed in is shown to the network.
         facts: what else the weights' file says.
@@ -126,6 +127,7 @@ def load_labeller(
         network=network,
         calibration=ScoreCalibration(**calibration) if calibration else UNCALIBRATED,
         threshold=float(facts.get("mask_threshold", usual)),
+        crop_size=facts.get("crop_size") or choose_crop_size(network.description, facts, 0),
         uses_depth=uses_depth,
         facts=facts,
     )
