@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import distributed, nn
 
@@ -28,23 +30,31 @@ def average_batch_statistics(model: nn.Module) -> None:
 
     Without it each process's teacher would follow its own, and a resumed run the first one's.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    average_over_processes(
+        [
+            buffer
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
+    )
+
+
+def average_over_processes(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace tensors by their mean over all processes, in one exchange in float32.
+
+    Args:
+        tensors: floating point, of the same shapes in every process.
+    """
+    if not (tensors and distributed.is_available() and distributed.is_initialized()):
         return
     num_processes = distributed.get_world_size()
     if num_processes == 1:
         return
-    buffers = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
-    if not buffers:
-        return
-    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    flat = torch.cat([tensor.flatten().float() for tensor in tensors])
     distributed.all_reduce(flat)
     flat /= num_processes
-    parts = flat.split([buffer.numel() for buffer in buffers])
-    for buffer, part in zip(buffers, parts, strict=True):
-        buffer.copy_(part.view_as(buffer))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))

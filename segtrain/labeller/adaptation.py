@@ -16,14 +16,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from torch import nn
 
-from segtrain.errors import CheckpointError, NonFiniteLossError
+from segtrain.errors import CheckpointError, NonFiniteLossError, TrainingConfigError
 from segtrain.labeller.crop_batches import BoxedPhoto, CropBatch, CropSource, KnownCrops
 from segtrain.labeller.crop_losses import TeacherMasks, crop_losses, known_mask_loss
 from segtrain.labeller.crop_network import (
@@ -34,13 +34,16 @@ from segtrain.labeller.crop_network import (
     load_crop_network,
     save_crop_network,
 )
+from segtrain.labeller.draw_ahead import DrawAhead, count_drawing_threads
 from segtrain.labeller.mask_scores import ADAPTED_THRESHOLD
 from segtrain.labeller.pasted_objects import paste_objects
 from segtrain.labeller.settings import LabellerSettings
 from segtrain.mask_grid.bitmasks import draw_extents, fill_ratio
+from segtrain.process_group import average_over_processes
 from segtrain.run.checkpoints import load_state, save_atomically
 from segtrain.run.determinism import deterministic_algorithms
 from segtrain.run.metrics_log import MetricsLog
+from segtrain.run.processes import run_in_processes, told_by_processes
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ def adapt_labeller(
     device: torch.device | None = None,
     known_crops: Callable[[int], KnownCrops] | None = None,
     is_deterministic: bool = True,
+    num_processes: int = 1,
 ) -> Path:
     """Learn masks from boxes.
 
@@ -79,6 +83,8 @@ def adapt_labeller(
         known_crops: draws, for an iteration, crops whose masks are known, of `settings.crop_size`;
             they are learned beside the boxes.
         is_deterministic: False lets a GPU add in any order: faster, and no two runs are alike.
+        num_processes: share every batch; on GPUs at most one each. Photos, `known_crops` and what
+            they load must be picklable then, and `device` is not read.
 
     Returns:
         The adapted weights, `folder/labeller.safetensors`.
@@ -87,7 +93,25 @@ def adapt_labeller(
         DatasetError: no box, or no photo can be read.
         CheckpointError: `start` is no labeller, or the folder's state is of other settings.
         NonFiniteLossError: a loss is not finite; nothing was changed by it.
+        TrainingConfigError: the batch cannot be shared among so many processes.
+        SegtrainError: a process was killed.
     """
+    if num_processes > 1 and not comm.get_world_size() > 1:
+        require_shares(settings, num_processes)
+        with told_by_processes(on_progress) as tell:
+            run_in_processes(
+                _adapt_in_process,
+                (
+                    torch.get_num_threads() // num_processes,
+                    (photos, settings, folder),
+                    {
+                        "start": start, "minutes": minutes, "on_progress": tell, "resume": resume,
+                        "known_crops": known_crops, "is_deterministic": is_deterministic,
+                    },
+                ),
+                num_processes=num_processes,
+            )  # fmt: skip
+        return folder / WEIGHTS_NAME
     device = device or default_device()
     run = _Adaptation(photos, settings, folder, start, device)
     run.known_crops = known_crops
@@ -95,18 +119,44 @@ def adapt_labeller(
         run.load()
     with deterministic_algorithms(device, enabled=is_deterministic):
         run.go(minutes, on_progress)
+    if not comm.is_main_process():
+        return folder / WEIGHTS_NAME
     save_crop_network(
         run.result(),
         folder / WEIGHTS_NAME,
         facts=run.facts
-        | {"mask_threshold": ADAPTED_THRESHOLD}
+        | {"mask_threshold": ADAPTED_THRESHOLD, "crop_size": settings.crop_size}
         | {"adapted": {"iterations": run.iteration, "boxes": len(run.source.index)}},
     )
     return folder / WEIGHTS_NAME
 
 
+def _adapt_in_process(num_threads: int, arguments: Any, options: dict[str, Any]) -> None:
+    torch.set_num_threads(max(num_threads, 1))
+    adapt_labeller(*arguments, **options)
+
+
+def require_shares(settings: LabellerSettings, num_processes: int) -> None:
+    """Refuse processes that could not share a batch alike.
+
+    Raises:
+        TrainingConfigError: names what fits.
+    """
+    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise TrainingConfigError(
+            f"{num_processes} processes for {torch.cuda.device_count()} GPUs: take at most one each"
+        )
+    size = settings.batch_size
+    if size % num_processes or size < 2 * num_processes:
+        fitting = [n for n in range(1, size // 2 + 1) if size % n == 0]
+        raise TrainingConfigError(
+            f"{size} crops a step cannot be shared by {num_processes} processes, with at least two "
+            f"each; take {', '.join(map(str, fitting))} processes"
+        )
+
+
 class _Adaptation:
-    """State of a run and its one step."""
+    """State of a run and its one step; one of several processes has its share of each batch."""
 
     def __init__(
         self,
@@ -122,33 +172,38 @@ class _Adaptation:
         torch.manual_seed(settings.seed)
         self.student, self.facts = load_crop_network(start)
         self.start_digest = hashlib.sha256(start.read_bytes()).hexdigest()
-        self.source = CropSource(photos, settings, self.student.description)
+        self.rank, num_processes = comm.get_rank(), comm.get_world_size()
+        self.source = CropSource(
+            photos, settings, self.student.description, rank=self.rank, num_parts=num_processes
+        )
         freeze_parameters(self.student.encoder, settings.frozen)
         self.student.to(device).to(memory_format=torch.channels_last)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = _build_optimizer(self.student, settings)
         self.iteration, self.total, self.seconds = 0, 0, 0.0
-        self.fill, self.has_warned = 0.5, False
+        self.fill, self.has_warned, self.is_between_steps = 0.5, False, True
         self.known_crops: Callable[[int], KnownCrops] | None = None
-        self.drawer = ThreadPoolExecutor(1, thread_name_prefix="crops")
-        self.drawn: tuple[int, Future[CropBatch]] | None = None
+        self.batches = DrawAhead(self.source.draw, count_drawing_threads(device, num_processes))
 
     def go(self, minutes: float | None, on_progress: OnProgress | None) -> None:
-        """Run to the end of the plan."""
+        """Run to the end of the plan; the first of several processes keeps and tells."""
         settings = self.settings
         if minutes is None:
             self.total = self.total or settings.max_iterations
-        log = MetricsLog(self.folder, start_iteration=self.iteration, tensorboard=False)
+        log = None
+        if self.rank == 0:
+            log = MetricsLog(self.folder, start_iteration=self.iteration, tensorboard=False)
         began, saved_at = time.monotonic() - self.seconds, time.monotonic()
         self.student.train()
         self.teacher.eval()
         try:
             while not self.total or self.iteration < self.total:
                 losses = self.step()
-                self.iteration += 1
                 self.seconds = time.monotonic() - began
                 if not self.total and self.iteration >= settings.warmup_iterations:
                     self.total = self._plan(minutes or 0.0)
+                if log is None:
+                    continue
                 log.append(self.iteration, losses)
                 if on_progress is not None:
                     on_progress(self.iteration, self.total or settings.max_iterations, losses)
@@ -158,16 +213,21 @@ class _Adaptation:
                     saved_at = time.monotonic()
         except BaseException:
             # Ctrl-C, too: what was learned is kept, and the same call goes on from here.
-            if self.iteration:
+            # In the midst of a change there is nothing whole to keep but the last checkpoint.
+            if self.iteration and self.is_between_steps:
                 self.save()
             raise
         finally:
-            log.close()
-            self.drawer.shutdown(cancel_futures=True)
+            if log is not None:
+                log.close()
+            self.batches.close()
         self.save()
 
     def _plan(self, minutes: float) -> int:
-        """Iterations that fit the budget at the speed seen so far."""
+        """Iterations that fit the budget at the speed seen so far, on average over processes."""
+        seconds = torch.tensor([self.seconds], device=self.device)
+        average_over_processes([seconds])
+        self.seconds = float(seconds)
         per_iteration = self.seconds / self.iteration
         left = max(minutes * 60 - self.seconds, 0.0) / per_iteration
         return min(self.iteration + int(left), self.settings.max_iterations)
@@ -175,12 +235,15 @@ class _Adaptation:
     def step(self) -> dict[str, float]:
         """Draw a batch, learn from it, follow with the teacher."""
         settings = self.settings
-        batch = self._draw()
+        batch = self.batches.take(self.iteration).to(self.device)
         teacher = self._teach(batch) if settings.teacher_weight or settings.paste_share else None
         known = self._draw_known(batch, teacher)
         rgb_N3SS = torch.cat([batch.rgb, *(crops.rgb for crops in known)])
         hints_N2SS = torch.cat(
-            [drop_hints(batch.hints, settings, self.iteration), *(c.hints for c in known)]
+            [
+                drop_hints(batch.hints, settings, self.iteration, self.rank * len(batch.hints)),
+                *(crops.hints for crops in known),
+            ]
         )
         logits = self.student(rgb_N3SS.contiguous(memory_format=torch.channels_last), hints_N2SS)
         logits_NGG = logits[: len(batch.rgb)]
@@ -193,39 +256,36 @@ class _Adaptation:
                 logits[len(batch.rgb) :], targets
             )
         total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            raise NonFiniteLossError(
-                f"iteration {self.iteration}: the loss is not finite "
-                f"({ {name: float(value) for name, value in losses.items()} }); lower "
-                f"learning_rate={settings.learning_rate}"
-            )
+        row = self._tell(losses, total, fill_ratio(logits_NGG.detach(), batch.extents))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         parameters = [p for p in self.student.parameters() if p.requires_grad]
+        average_over_processes([p.grad for p in parameters if p.grad is not None])
         nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
         factor = self._rate_factor()
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * group["factor"] * factor
+        self.is_between_steps = False
         self.optimizer.step()
         self._follow()
-        return {name: float(value.detach()) for name, value in losses.items()} | {
-            "loss": float(total.detach()),
-            "fill": float(fill_ratio(logits_NGG.detach(), batch.extents)),
-            "learning_rate": settings.learning_rate * factor,
-        }
+        self.iteration += 1
+        self.is_between_steps = True
+        return row | {"learning_rate": settings.learning_rate * factor}
 
-    def _draw(self) -> CropBatch:
-        """This iteration's batch; on a GPU the next one is drawn meanwhile."""
-        if self.device.type == "cpu":
-            return self.source.draw(self.iteration)
-        if self.drawn is None or self.drawn[0] != self.iteration:
-            self.drawn = self.iteration, self.drawer.submit(self.source.draw, self.iteration)
-        batch = self.drawn[1].result()
-        self.drawn = (
-            self.iteration + 1,
-            self.drawer.submit(self.source.draw, self.iteration + 1),
-        )
-        return batch.to(self.device)
+    def _tell(
+        self, losses: Mapping[str, torch.Tensor], total: torch.Tensor, fill: torch.Tensor
+    ) -> dict[str, float]:
+        """Means over processes; stops all of them where one of their losses is not finite."""
+        told = {**losses, "loss": total, "fill": fill}
+        means = torch.stack([value.detach().float() for value in told.values()])
+        average_over_processes([means])
+        row = dict(zip(told, means.tolist(), strict=True))
+        if not math.isfinite(row["loss"]):
+            raise NonFiniteLossError(
+                f"iteration {self.iteration}: the loss is not finite ({row}); lower "
+                f"learning_rate={self.settings.learning_rate}"
+            )
+        return row
 
     def _draw_known(self, batch: CropBatch, teacher: TeacherMasks | None) -> list[KnownCrops]:
         """Crops with known masks: composites, and what the caller draws."""
@@ -233,13 +293,14 @@ class _Adaptation:
         num = round(self.settings.paste_share * len(batch.rgb))
         if num and teacher is not None:
             generator = torch.Generator().manual_seed(
-                self.settings.seed * 1_000_003 + self.iteration + 500_000
+                self.settings.seed * 1_000_003 + self.iteration + 500_000 + self.rank * 10**12
             )
             known.append(paste_objects(batch.rgb, teacher.masks, num, generator))
         if self.known_crops is not None:
-            known.append(
-                KnownCrops(*(part.to(self.device) for part in self.known_crops(self.iteration)))
-            )
+            crops = self.known_crops(self.iteration)
+            own = torch.arange(len(crops.rgb)).chunk(comm.get_world_size())
+            chosen = own[self.rank % len(own)]
+            known.append(KnownCrops(*(part[chosen].to(self.device) for part in crops)))
         return known
 
     @torch.no_grad()
@@ -296,7 +357,9 @@ class _Adaptation:
             )
 
     def save(self) -> None:
-        """Write all that the next iteration depends on."""
+        """Write all that the next iteration depends on; the same in all processes."""
+        if self.rank:
+            return
         state: dict[str, Any] = {
             "settings": dataclasses.asdict(self.settings) | {"frozen": list(self.settings.frozen)},
             "boxes": len(self.source.index),
@@ -338,11 +401,18 @@ _FREE_SETTINGS = ("checkpoint_seconds", "photo_cache_bytes", "max_iterations")
 
 
 def drop_hints(
-    hints_N2SS: torch.Tensor, settings: LabellerSettings, iteration: int
+    hints_N2SS: torch.Tensor, settings: LabellerSettings, iteration: int, first: int = 0
 ) -> torch.Tensor:
-    """Hints as the student sees them: each kind hidden from some crops."""
+    """Hints as the student sees them: each kind hidden from some crops.
+
+    Args:
+        hints_N2SS: of the batch, or of a process's part of it.
+        settings: shares and seed.
+        iteration: that draws.
+        first: place of the part in the batch.
+    """
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + iteration)
-    kept = torch.rand(len(hints_N2SS), 2, generator=generator)
+    kept = torch.rand(first + len(hints_N2SS), 2, generator=generator)[first:]
     shares = torch.empty(2)
     shares[BOX_HINT], shares[DEPTH_HINT] = settings.box_hint_share, settings.depth_hint_share
     return hints_N2SS * (kept < shares).to(hints_N2SS.device)[:, :, None, None]

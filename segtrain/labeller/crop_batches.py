@@ -1,13 +1,16 @@
 """Batches of crops for the adaptation: which boxes, with which margins, seen how.
 
-Iteration and seed say everything about a batch, so a resumed run draws the same ones.
+Iteration and seed say everything about a batch, so a resumed run draws the same ones, and so do
+several processes that draw a part each.
 
 Shape legend: N crops, S crop side, G = S / 2 mask side.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +36,9 @@ from segtrain.labeller.object_crops import (
 from segtrain.labeller.settings import LabellerSettings
 
 logger = logging.getLogger(__name__)
+
+# Pixels and inverse depth of a photo.
+_Decoded = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +127,15 @@ def scale_depth(depth_N1SS: torch.Tensor, valid_N1SS: torch.Tensor) -> torch.Ten
 class CropSource:
     """Draws batches out of photos; keeps decoded photos up to a number of bytes.
 
+    Every crop has random numbers of its own, so that threads may draw several batches at once and
+    processes parts of one. Decoded photos are shared by threads.
+
     Args:
         photos: at least one box among them.
         settings: margins, sizes, seed.
         description: of the network that will see the crops.
+        rank: which part of every batch to draw.
+        num_parts: parts of a batch.
 
     Raises:
         DatasetError: no box at all.
@@ -135,6 +146,9 @@ class CropSource:
         photos: Sequence[BoxedPhoto],
         settings: LabellerSettings,
         description: NetworkDescription,
+        *,
+        rank: int = 0,
+        num_parts: int = 1,
     ) -> None:
         self.photos, self.settings, self.description = photos, settings, description
         self.index = [(p, b) for p, photo in enumerate(photos) for b in range(len(photo.boxes))]
@@ -142,24 +156,25 @@ class CropSource:
             raise DatasetError(
                 f"{len(photos)} photos hold no box: the labeller needs boxes to adapt to"
             )
+        share = settings.batch_size // num_parts
+        self._own = range(rank * share, (rank + 1) * share)
         self.unreadable: dict[str, str] = {}
-        self._decoded: OrderedDict[
-            int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]
-        ] = OrderedDict()
+        self._decoded: OrderedDict[int, _Decoded] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def draw(self, iteration: int) -> CropBatch:
-        """The batch of an iteration.
+        """The batch of an iteration, or this process's part of it.
 
         Raises:
             DatasetError: no photo can be read.
         """
         settings = self.settings
-        rng = np.random.default_rng((settings.seed, iteration))
-        chosen = [self._at(iteration * settings.batch_size + k) for k in range(settings.batch_size)]
-        crops = []
-        for place in chosen:
-            crop = self._cut(place, rng)
+        crops, lights = [], []
+        for place in self._own:
+            rng = np.random.default_rng((settings.seed, iteration, place))
+            chosen = self._at(iteration * settings.batch_size + place)
+            crop = self._cut(chosen, rng)
             while crop is None:
                 if len(self.unreadable) == len({self.photos[p].name for p, _ in self.index}):
                     raise DatasetError(
@@ -168,16 +183,16 @@ class CropSource:
                     )
                 crop = self._cut(int(rng.integers(len(self.index))), rng)
             crops.append(crop)
-        stack_N6SS = torch.cat([crop for crop, _, _ in crops])
+            lights.append(change_light(crop[0][:, :3], crop[0][:, 4:], settings, rng))
+        stack_N5SS = torch.cat([crop for crop, _, _ in crops])
         boxes_N4 = torch.cat([box for _, box, _ in crops])
         has_depth_N = torch.tensor([has_depth for _, _, has_depth in crops])
-        return self._finish(stack_N6SS, boxes_N4, has_depth_N, rng)
+        return self._finish(stack_N5SS, boxes_N4, has_depth_N, torch.cat(lights))
 
     def _at(self, position: int) -> int:
         """Every box once per epoch, each epoch in its own order."""
         epoch, place = divmod(position, len(self.index))
-        order = np.random.default_rng((self.settings.seed, epoch, 1)).permutation(len(self.index))
-        return int(order[place])
+        return int(_shuffle(len(self.index), self.settings.seed, epoch)[place])
 
     def _cut(
         self, place: int, rng: np.random.Generator
@@ -217,7 +232,7 @@ class CropSource:
         stack_N5SS: torch.Tensor,
         boxes_N4: torch.Tensor,
         has_depth_N: torch.Tensor,
-        rng: np.random.Generator,
+        rgb_N3SS: torch.Tensor,
     ) -> CropBatch:
         settings = self.settings
         size, grid = settings.crop_size, settings.crop_size // MASK_STRIDE
@@ -232,7 +247,7 @@ class CropSource:
         deviation = torch.tensor(self.description.pixel_deviation)[:, None, None]
         coarse = F.avg_pool2d(torch.cat((plain, depth, valid), 1), MASK_STRIDE)
         return CropBatch(
-            rgb=change_light(plain, valid, settings, rng),
+            rgb=rgb_N3SS,
             plain_rgb=plain,
             hints=hints_N2SS,
             colour=(coarse[:, :3] * deviation + mean).clamp(0, 255),
@@ -242,29 +257,38 @@ class CropSource:
             extents=cell_extents(boxes_N4 / MASK_STRIDE, grid),
         )
 
-    def _read(
-        self, index: int
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None] | None:
-        if index in self._decoded:
-            self._decoded.move_to_end(index)
-            return self._decoded[index]
+    def _read(self, index: int) -> _Decoded | None:
         photo = self.photos[index]
-        if photo.name in self.unreadable:
-            return None
+        with self._lock:
+            if index in self._decoded:
+                self._decoded.move_to_end(index)
+                return self._decoded[index]
+            if photo.name in self.unreadable:
+                return None
         try:
             image_rgb = photo.load_image()
             inverse_depth = None
             if self.settings.depth != "off" and photo.load_inverse_depth is not None:
                 inverse_depth = photo.load_inverse_depth()
         except (OSError, ValueError, DepthCacheError, SegtrainError) as error:
-            self.unreadable[photo.name] = str(error)
-            logger.warning("%s is left out of the adaptation: %s", photo.name, error)
+            with self._lock:
+                if photo.name not in self.unreadable:
+                    self.unreadable[photo.name] = str(error)
+                    logger.warning("%s is left out of the adaptation: %s", photo.name, error)
             return None
-        self._decoded[index] = (image_rgb, inverse_depth)
-        self._bytes += _size_of(self._decoded[index])
-        while self._bytes > self.settings.photo_cache_bytes and len(self._decoded) > 1:
-            self._bytes -= _size_of(self._decoded.popitem(last=False)[1])
-        return image_rgb, inverse_depth
+        decoded = image_rgb, inverse_depth
+        with self._lock:
+            if index not in self._decoded:
+                self._decoded[index] = decoded
+                self._bytes += _size_of(decoded)
+            while self._bytes > self.settings.photo_cache_bytes and len(self._decoded) > 1:
+                self._bytes -= _size_of(self._decoded.popitem(last=False)[1])
+        return decoded
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffle(num: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch, 1)).permutation(num)
 
 
 def change_light(
@@ -313,7 +337,5 @@ def cut_photo(
     return cut_crops(layers, moved, size)
 
 
-def _size_of(
-    decoded: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None],
-) -> int:
+def _size_of(decoded: _Decoded) -> int:
     return decoded[0].nbytes + (0 if decoded[1] is None else decoded[1].nbytes)

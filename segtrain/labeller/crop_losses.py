@@ -20,6 +20,7 @@ from segtrain.losses.pairwise import edges_from_similarity, pairwise_losses
 from segtrain.losses.projection import dice_distance, projection_loss
 from segtrain.mask_grid.bitmasks import draw_extents
 from segtrain.mask_grid.neighbours import neighbour_similarity
+from segtrain.process_group import joint_normaliser
 
 
 class TeacherMasks(NamedTuple):
@@ -80,7 +81,8 @@ def crop_losses(
     inside = draw_extents(extents_N4, (height, width))
     if settings.outside_weight:
         outside = F.softplus(logits_NGG) * ~inside
-        losses["outside"] = settings.outside_weight * outside.sum() / (~inside).sum().clamp(min=1)
+        normaliser = joint_normaliser((~inside).sum())
+        losses["outside"] = settings.outside_weight * outside.sum() / normaliser
     if teacher is not None:
         losses["teacher"] = settings.teacher_weight * teacher_dice(
             logits_NGG, teacher, settings.teacher_agreement
@@ -97,7 +99,7 @@ def teacher_dice(
     """
     weight_N = (teacher.masks.flatten(1).amax(1) > 0.5) * teacher.agreement**agreement_power
     distance_N = dice_distance(logits_NGG.sigmoid(), teacher.masks)
-    return (distance_N * weight_N).sum() / weight_N.sum().clamp(min=1)
+    return (distance_N * weight_N).sum() / joint_normaliser(weight_N.sum())
 
 
 def known_mask_loss(logits_NGG: torch.Tensor, target_NGG: torch.Tensor) -> torch.Tensor:

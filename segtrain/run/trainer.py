@@ -119,7 +119,14 @@ def train_model(
     if num_processes == 1 or torch.distributed.is_initialized():
         return Trainer(experiment, run_dir, resume=resume, on_progress=on_progress).train()
 
-    run_in_processes(_train_in_process, settings, (experiment, run_dir, resume))
+    run_in_processes(
+        _train_in_process,
+        (experiment, run_dir, resume),
+        num_processes=settings.num_processes,
+        num_machines=settings.num_machines,
+        machine_rank=settings.machine_rank,
+        dist_url=settings.dist_url,
+    )
     return TrainSummary(**json.loads((run_dir / _SUMMARY_FILE).read_text()))
 
 
