@@ -1,7 +1,9 @@
 """A mask's score: the IoU that it is expected to have, from signs that need no true mask.
 
-The signs are combined linearly and the sum is mapped to IoU by a monotone curve; both are fitted
-on generated scenes, whose true masks are known, and travel with the weights.
+The signs are summed with weights and the sum is mapped to IoU by a monotone curve; both are fitted
+on generated scenes, whose true masks are known, and travel with the weights. So only signs serve
+that mean the same on photos: those of the cut mask do; how sure its pixels are does not, since
+networks are less sure of photos than of scenes (docs/labeller.md).
 """
 
 from __future__ import annotations
@@ -20,16 +22,22 @@ FloatArray = npt.NDArray[np.float64]
 # the probabilities are right. Learning from scenes makes masks too small on photos, learning from
 # boxes makes them fuller. Both chosen on COCO train photos (docs/labeller.md).
 STARTING_THRESHOLD, ADAPTED_THRESHOLD = 0.3, 0.4
-SIGNS = ("confidence", "agreement", "worst_agreement", "side_agreement", "spill", "log_size")
+_SUREST = 0.95
+SIGNS = ("agreement", "stability", "expected_overlap", "fill")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSigns:
     """What can be seen of a mask without knowing the true one.
 
+    Calibrations of before name signs that `SIGNS` leaves out.
+
     Attributes:
         confidence: mean |2p − 1| in the box.
         agreement: mean IoU of the views' masks with the joint mask.
+        stability: IoU of the masks cut at twice and at half the threshold.
+        expected_overlap: Σp over the mask, by its area and Σp outside: its IoU if the
+            probabilities were right.
         worst_agreement: the least of them.
         side_agreement: 1 − mean gap between the mask and the box's four sides, as a share of the
             box's side.
@@ -40,6 +48,8 @@ class MaskSigns:
 
     confidence: float
     agreement: float
+    stability: float
+    expected_overlap: float
     worst_agreement: float
     side_agreement: float
     spill: float
@@ -75,8 +85,10 @@ class ScoreCalibration:
         }
 
 
-# Without a fitted calibration the mean confidence is the score, as it is.
-UNCALIBRATED = ScoreCalibration(weights={"confidence": 1.0}, knots=(0.0, 1.0), ious=(0.0, 1.0))
+# Without a fitted calibration the probabilities are believed.
+UNCALIBRATED = ScoreCalibration(
+    weights={"expected_overlap": 1.0}, knots=(0.0, 1.0), ious=(0.0, 1.0)
+)
 
 
 def measure_signs(
@@ -101,6 +113,8 @@ def measure_signs(
     return joint, MaskSigns(
         confidence=float(np.abs(2 * joint - 1).mean()),
         agreement=float(np.mean(overlaps)),
+        stability=_iou(joint > min(2 * threshold, _SUREST), joint > threshold / 2),
+        expected_overlap=float(joint[mask].sum() / (mask.sum() + joint[~mask].sum() + 1e-6)),
         worst_agreement=float(np.min(overlaps)),
         side_agreement=1.0 - _mean_gap(mask),
         spill=min(spill, 2.0),
@@ -110,7 +124,10 @@ def measure_signs(
 
 
 def fit_calibration(signs: Sequence[MaskSigns], ious: Sequence[float]) -> ScoreCalibration:
-    """Least squares for the weights, then the monotone curve nearest to the IoUs.
+    """A weight for every sign, then the monotone curve nearest to the IoUs.
+
+    A sign weighs as its covariance with the IoU, in deviations. Least squares would also learn how
+    signs go together on scenes, which is other on photos.
 
     Args:
         signs: of masks.
@@ -125,8 +142,7 @@ def fit_calibration(signs: Sequence[MaskSigns], ious: Sequence[float]) -> ScoreC
     target = np.asarray(ious, np.float64)
     deviation = rows.std(0) + 1e-9
     standard = (rows - rows.mean(0)) / deviation
-    ridge = standard.T @ standard + 1e-2 * len(rows) * np.eye(len(SIGNS))
-    weights = np.linalg.solve(ridge, standard.T @ (target - target.mean())) / deviation
+    weights = standard.T @ (target - target.mean()) / len(rows) / deviation
     totals = rows @ weights
     order = np.argsort(totals, kind="stable")
     fitted = _monotone(target[order])

@@ -21,6 +21,8 @@ from segtrain.labeller.mask_scores import (
 SIGNS = MaskSigns(
     confidence=0.8,
     agreement=0.9,
+    stability=0.7,
+    expected_overlap=0.8,
     worst_agreement=0.85,
     side_agreement=0.95,
     spill=0.1,
@@ -48,6 +50,18 @@ def test_views_that_differ_lower_the_agreement() -> None:
     assert signs.confidence < 0.8
 
 
+def test_a_doubtful_rim_lowers_stability_and_expected_overlap() -> None:
+    view = np.zeros((10, 10), np.float32)
+    view[1:9, 1:9] = 0.4
+    view[3:7, 3:7] = 1.0
+    _, signs = measure_signs(np.stack([view, view]), 0.0, threshold=0.3)
+    assert signs.agreement == 1.0
+    assert signs.stability == pytest.approx(16 / 64)
+    assert signs.expected_overlap == pytest.approx((16 + 0.4 * 48) / 64)
+    _, signs = measure_signs(np.stack([view, view]), 0.0, threshold=0.45)
+    assert signs.expected_overlap == pytest.approx(16 / (16 + 0.4 * 48))
+
+
 def test_no_mask_touches_no_side() -> None:
     _, signs = measure_signs(np.zeros((2, 6, 6), np.float32), 0.0)
     assert signs.side_agreement == 0.0
@@ -64,11 +78,11 @@ def test_the_monotone_fit_keeps_the_mean_and_never_falls(values: list[float]) ->
 
 def _examples(count: int) -> tuple[list[MaskSigns], np.ndarray]:
     rng = np.random.default_rng(0)
-    confidence, agreement = rng.uniform(0.3, 1, count), rng.uniform(0.4, 1, count)
-    ious = np.clip(0.5 * confidence + 0.5 * agreement + rng.normal(0, 0.05, count), 0, 1)
+    stability, agreement = rng.uniform(0.3, 1, count), rng.uniform(0.4, 1, count)
+    ious = np.clip(0.5 * stability + 0.5 * agreement + rng.normal(0, 0.05, count), 0, 1)
     signs = [
-        dataclasses.replace(SIGNS, confidence=float(c), agreement=float(a))
-        for c, a in zip(confidence, agreement, strict=True)
+        dataclasses.replace(SIGNS, stability=float(s), agreement=float(a))
+        for s, a in zip(stability, agreement, strict=True)
     ]
     return signs, ious
 
@@ -80,7 +94,7 @@ def test_a_fitted_score_predicts_iou_and_rises_with_its_signs() -> None:
     assert np.abs(scores - ious[300:]).mean() < 0.06
     assert abs(scores.mean() - ious[300:].mean()) < 0.04
     rising = [
-        calibration.score(dataclasses.replace(SIGNS, confidence=float(value)))
+        calibration.score(dataclasses.replace(SIGNS, stability=float(value)))
         for value in np.linspace(0, 1, 30)
     ]
     assert (np.diff(rising) >= 0).all()
@@ -99,7 +113,15 @@ def test_too_few_masks_are_refused() -> None:
         fit_calibration([SIGNS], [0.5])
 
 
-def test_without_calibration_confidence_is_the_score() -> None:
+def test_a_score_does_not_hang_on_how_sure_the_pixels_are() -> None:
+    """Networks are less sure of photos than of the scenes that the score is fitted on."""
+    signs, ious = _examples(100)
+    calibration = fit_calibration(signs, ious.tolist())
+    unsure = dataclasses.replace(SIGNS, confidence=0.1, spill=1.0, side_agreement=0.5)
+    assert calibration.score(unsure) == calibration.score(SIGNS)
+
+
+def test_without_calibration_the_expected_overlap_is_the_score() -> None:
     assert UNCALIBRATED.score(SIGNS) == pytest.approx(0.8)
 
 
