@@ -46,11 +46,11 @@ def find_positions(annotations: Sequence[Mapping[str, Any]], ids: set[Any]) -> s
 
 def learn_from_the_others(
     photos: Sequence[BoxedPhoto],
-    entries: Sequence[Mapping[str, Any]],
-    named: set[int],
     settings: LabellerSettings,
     folder: Path,
     *,
+    entries: Sequence[Mapping[str, Any]],
+    named: set[int],
     start: Path,
     minutes: float,
     on_progress: Callable[[int, int, Mapping[str, float]], None],
@@ -59,10 +59,10 @@ def learn_from_the_others(
 
     Args:
         photos: all, with all boxes.
-        entries: of the journal.
-        named: positions of the masks that are wrong.
         settings: of the adaptation.
         folder: where its state and result are kept.
+        entries: of the journal.
+        named: positions of the masks that are wrong.
         start: weights that drew the masks.
         minutes: budget.
         on_progress: as for `adapt_labeller`.
@@ -85,7 +85,6 @@ def learn_from_the_others(
     if not approved:
         raise DatasetError("no mask is left that could teach: all are to be drawn anew")
     description = load_labeller(start).network.description
-    folder.mkdir(exist_ok=True)
     weights = adapt_labeller(
         photos,
         settings,

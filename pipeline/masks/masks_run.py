@@ -11,9 +11,9 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.datasets.mask_formats import write_masks
 from pipeline.errors import UsageError
@@ -39,6 +39,9 @@ from segtrain.data.coco_reader import CocoReading, read_coco, read_usable_boxes
 from segtrain.data.image_files import find_image_file, is_file
 from segtrain.errors import DatasetError
 from segtrain.run.resume_rules import describe_file
+
+if TYPE_CHECKING:
+    from segtrain.labeller import LabellerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -207,26 +210,29 @@ class _MasksRun:
             if self.request.minutes <= 0:
                 record.outputs = {"weights": str(start)}
                 return start
-            folder.mkdir(exist_ok=True)
-            photos = boxed_photos(self.records, self.depth)
-            weights, iterations = learn_with_progress(
-                self.request.minutes,
-                settings.warmup_iterations,
-                self._say,
-                lambda tell: adapt_labeller(
-                    photos,
-                    settings,
-                    folder,
-                    start=start,
-                    minutes=self.request.minutes,
-                    on_progress=tell,
-                    known_crops=draw_salient_crops(self.request, settings, start),
-                ),
+            crops = draw_salient_crops(self.request, settings, start)
+            weights, iterations = self._learn(
+                adapt_labeller, settings, folder, start=start, known_crops=crops
             )
-            num_boxes = sum(len(photo.boxes) for photo in photos)
+            num_boxes = sum(len(photo.annotations) for photo in self.records)
             record.counts = {"iterations": iterations, "boxes": num_boxes}
             record.outputs = {"weights": str(weights)}
         return weights
+
+    def _learn(
+        self, learn: Callable[..., Path], settings: LabellerSettings, folder: Path, **given: Any
+    ) -> tuple[Path, int]:
+        """Weights that `learn` makes in the folder within the minutes, and its iterations."""
+        folder.mkdir(exist_ok=True)
+        photos, minutes = boxed_photos(self.records, self.depth), self.request.minutes
+        return learn_with_progress(
+            minutes,
+            settings.warmup_iterations,
+            self._say,
+            lambda tell: learn(
+                photos, settings, folder, minutes=minutes, on_progress=tell, **given
+            ),
+        )
 
     def _redo(self, ids: set[Any]) -> tuple[Path, LabelJournal]:
         """Learn from the masks that were left, and draw those anew that were marked."""
@@ -251,22 +257,9 @@ class _MasksRun:
         self.is_news = True
         tell_changes(self.manifest, "redo", inputs)
         with self.manifest.running("redo", inputs) as record:
-            folder.mkdir(exist_ok=True)
-            photos = boxed_photos(self.records, self.depth)
-            weights, iterations = learn_with_progress(
-                self.request.minutes,
-                settings.warmup_iterations,
-                self._say,
-                lambda tell: learn_from_the_others(
-                    photos,
-                    list(self.journal.entries()),
-                    named,
-                    settings,
-                    folder,
-                    start=self.weights,
-                    minutes=self.request.minutes,
-                    on_progress=tell,
-                ),
+            given = {"entries": list(self.journal.entries()), "named": named}
+            weights, iterations = self._learn(
+                learn_from_the_others, settings, folder, start=self.weights, **given
             )
             labeller = load_labeller(weights, uses_depth=self.depth.mode in ("input", "both"))
             fresh: dict[int, dict[str, Any]] = {}
