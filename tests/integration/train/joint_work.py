@@ -19,6 +19,12 @@ class StoppedError(Exception):
     """A run is cut off, as by a kill."""
 
 
+def do_all(works: list[tuple[Any, ...]]) -> None:
+    """Works one after another: each a function of this module and its arguments."""
+    for work, *arguments in works:
+        work(*arguments)
+
+
 def train_all(cases: list[tuple[Any, Path]]) -> None:
     """Starting processes takes longer than the steps, so cases share them."""
     for cfg, run_dir in cases:

@@ -25,21 +25,50 @@ TWO_STEPS: dict[str, Any] = {
 }
 
 
-def _run_by_two(work: Callable[..., None], *args: Any) -> None:
-    # A process that waits for one that has stopped must fail the test, not stall it.
-    launch(work, 2, dist_url="auto", args=args, timeout=timedelta(seconds=90))
+# Five batches of two of eight images, so that a pass ends on the way.
+FIVE_STEPS: dict[str, Any] = TWO_STEPS | {
+    "train.max_iter": 5,
+    "train.checkpoint_period": 1,
+    # A batch norm would see other batches.
+    "model.norm": "GN",
+}
 
 
 @pytest.fixture(scope="module")
-def records_of_two(
+def folder_of_two(
     tmp_path_factory: pytest.TempPathFactory, load_tiny: Callable[..., Any], joint_work: Any
-) -> dict[str, Any]:
-    """What two processes saw of two sound steps, and of a step that fails in the second of them."""
+) -> Path:
+    """What two processes left of all their works: starting them takes longer than these."""
     folder = tmp_path_factory.mktemp("two")
-    cfg = load_tiny(TWO_STEPS | {"train.teacher_momentum": 0.5})
-    _run_by_two(joint_work.train_and_fail, cfg, folder / "sound", folder / "failed")
-    return {f"{name}_dir": folder / name for name in ("sound", "failed")} | {
-        name: [torch.load(joint_work.rank_file(folder / name, rank)) for rank in (0, 1)]
+    by_one = load_tiny(FIVE_STEPS | {"train.num_processes": 1})
+    joint_work.train_and_record_images(by_one, folder / "one-two", stop_at=3)
+    works = [
+        (
+            joint_work.train_and_fail,
+            load_tiny(TWO_STEPS | {"train.teacher_momentum": 0.5}),
+            folder / "sound",
+            folder / "failed",
+        ),
+        (
+            joint_work.resume_one_and_stop_one,
+            load_tiny(FIVE_STEPS),
+            folder / "one-two",
+            folder / "two-one",
+            3,
+        ),
+        (joint_work.remember, folder),
+    ]
+    # A process that waits for one that has stopped must fail the test, not stall it.
+    patience = timedelta(seconds=90)
+    launch(joint_work.do_all, 2, dist_url="auto", args=(works,), timeout=patience)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records_of_two(folder_of_two: Path, joint_work: Any) -> dict[str, Any]:
+    """What two processes saw of two sound steps, and of a step that fails in the second of them."""
+    return {f"{name}_dir": folder_of_two / name for name in ("sound", "failed")} | {
+        name: [torch.load(joint_work.rank_file(folder_of_two / name, rank)) for rank in (0, 1)]
         for name in ("sound", "failed")
     }
 
@@ -100,29 +129,19 @@ def test_two_processes_stop_together_before_a_step_that_is_not_finite_in_one(
 @pytest.mark.slow
 def test_run_goes_on_with_another_number_of_processes(
     tmp_path: Path,
+    folder_of_two: Path,
     load_tiny: Callable[..., Any],
     joint_work: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # Five batches of two of eight images, so that a pass ends on the way.
-    changes = TWO_STEPS | {
-        "train.max_iter": 5,
-        "train.checkpoint_period": 1,
-        # A batch norm would see other batches.
-        "model.norm": "GN",
-    }
-    by_two, by_one = load_tiny(changes), load_tiny(changes | {"train.num_processes": 1})
+    by_one = load_tiny(FIVE_STEPS | {"train.num_processes": 1})
     whole = joint_work.train_and_record_images(by_one, tmp_path / "whole")
-    joint_work.train_and_record_images(by_one, tmp_path / "one-two", stop_at=3)
-    caplog.clear()
-    _run_by_two(
-        joint_work.resume_one_and_stop_one, by_two, tmp_path / "one-two", tmp_path / "two-one", 3
-    )
     records = {
-        run: [torch.load(joint_work.rank_file(tmp_path / run, rank)) for rank in (0, 1)]
+        run: [torch.load(joint_work.rank_file(folder_of_two / run, rank)) for rank in (0, 1)]
         for run in ("one-two", "two-one")
     }
-    last = joint_work.train_and_record_images(by_one, tmp_path / "two-one")
+    caplog.clear()
+    last = joint_work.train_and_record_images(by_one, folder_of_two / "two-one")
 
     # Cut off after the third iteration, before its checkpoint, so it is done again.
     def joined(run: str) -> dict[int, list[str]]:
@@ -140,16 +159,15 @@ def test_run_goes_on_with_another_number_of_processes(
 
     expected = load_state(tmp_path / "whole" / "model_final.pth")
     for run in ("one-two", "two-one"):
-        final = load_state(tmp_path / run / "model_final.pth")
+        final = load_state(folder_of_two / run / "model_final.pth")
         assert final["iteration"] == 5
         for name, value in final["model"].items():
             torch.testing.assert_close(value, expected["model"][name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_two_processes_remember_the_objects_of_both(tmp_path: Path, joint_work: Any) -> None:
-    _run_by_two(joint_work.remember, tmp_path)
-    one, other = (torch.load(joint_work.rank_file(tmp_path, rank)) for rank in (0, 1))
+def test_two_processes_remember_the_objects_of_both(folder_of_two: Path, joint_work: Any) -> None:
+    one, other = (torch.load(joint_work.rank_file(folder_of_two, rank)) for rank in (0, 1))
     alone = ObjectMemory(num_classes=2, num_entries=3, temperature=0.1)
     first, second = joint_work.make_objects(0), joint_work.make_objects(1)
     alone.add(*(torch.cat(parts) for parts in zip(first, second, strict=True)))
