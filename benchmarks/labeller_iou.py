@@ -10,7 +10,6 @@ measure only: the labeller sees photos and boxes. IoU is in pixels of the photo,
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import logging
@@ -28,8 +27,8 @@ from depthcache import decode_image
 from pipeline.resources import labeller_path
 from segtrain.labeller import (
     BoxedPhoto,
-    LabellerSettings,
     adapt_labeller,
+    choose_settings,
     label_boxes,
     load_labeller,
 )
@@ -52,19 +51,20 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     weights = arguments.weights or labeller_path()
-    settings = LabellerSettings(**dict(_parse(item) for item in arguments.set))
+    explicit = dict(_parse(item) for item in arguments.set)
     splits = {
         split: read_split(arguments.folder, split)
         for split in {*arguments.adapt.split(","), *arguments.measure.split(",")}
     }
     began = time.monotonic()
     if arguments.iterations:
-        settings = dataclasses.replace(settings, max_iterations=arguments.iterations)
+        explicit["max_iterations"] = arguments.iterations
     if arguments.minutes or arguments.iterations:
         photos = [photo for split in arguments.adapt.split(",") for photo, _ in splits[split]]
+        num_boxes = sum(len(photo.boxes) for photo in photos)
         weights = adapt_labeller(
             photos,
-            settings,
+            choose_settings(num_boxes, weights, **explicit),
             arguments.output,
             start=weights,
             minutes=None if arguments.iterations else arguments.minutes,

@@ -72,6 +72,9 @@ def make_masks(
             "--redo", help="What the review page downloads: draw these anew, learn from the others."
         ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="That adapt and label together; on GPUs one each.")
+    ] = 1,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +88,7 @@ def make_masks(
         mask_format=mask_format, output=output, review=review, cache=cache, depth_model=model,
         depth=depth, minutes=minutes, start=start, min_score=min_score, polygons=polygons,
         seed=seed, redo=redo, salient=salient, salient_images=salient_images,
-        disjoint=disjoint,
+        disjoint=disjoint, processes=processes,
     )  # fmt: skip
     if dry_run:
         _write_plan(request, as_json=as_json)
@@ -178,7 +181,7 @@ def _repeat_command(request: Any) -> list[str]:
         ("--model", request.depth_model), ("--depth", request.depth),
         ("--minutes", request.minutes), ("--format", request.mask_format),
         ("--min-score", request.min_score), ("--seed", request.seed),
-        ("--output", request.run),
+        ("--processes", request.processes), ("--output", request.run),
     ):  # fmt: skip
         if value is not None:
             words += [option, str(value)]

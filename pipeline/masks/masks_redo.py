@@ -54,6 +54,7 @@ def learn_from_the_others(
     start: Path,
     minutes: float,
     on_progress: Callable[[int, int, Mapping[str, float]], None],
+    num_processes: int = 1,
 ) -> Path:
     """Adapt further: all boxes teach as before, and the masks that were not named teach as true.
 
@@ -66,6 +67,7 @@ def learn_from_the_others(
         start: weights that drew the masks.
         minutes: budget.
         on_progress: as for `adapt_labeller`.
+        num_processes: as for `adapt_labeller`.
 
     Raises:
         DatasetError: every mask is named.
@@ -93,6 +95,7 @@ def learn_from_the_others(
         minutes=minutes,
         on_progress=on_progress,
         known_crops=MaskedCrops(approved, settings, description, _APPROVED_CROPS),
+        num_processes=num_processes,
     )
     assert weights == folder / WEIGHTS_NAME
     return weights

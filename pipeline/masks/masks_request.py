@@ -34,6 +34,7 @@ class MasksRequest:
         polygons: write polygons where the form has both.
         seed: of the adaptation.
         redo: ids of masks that a reviewer marked; they are drawn anew.
+        processes: that adapt and label together.
     """
 
     coco: Path | None
@@ -56,6 +57,7 @@ class MasksRequest:
     polygons: bool = False
     seed: int = 0
     redo: Path | None = None
+    processes: int = 1
 
     @property
     def depth_mode(self) -> str:

@@ -7,6 +7,7 @@ ever taken up.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.datasets.mask_formats import write_masks
 from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
+from pipeline.masks.label_photos import label_photos
 from pipeline.masks.masks_document import MaskCounts, count_masks, write_labels
 from pipeline.masks.masks_request import MasksRequest
 from pipeline.masks.photo_depth import PhotoDepth, compute_photo_depth, open_photo_depth
-from pipeline.masks.photo_labels import boxed_photos, draw_objects, learn_with_progress
+from pipeline.masks.photo_labels import boxed_photos, learn_with_progress
 from pipeline.masks.review_page import write_review_page
 from pipeline.masks.reviewed_ids import read_reviewed_ids
+from pipeline.masks.stage_settings import choose_stage_settings
 from pipeline.output import format_seconds, to_jsonable
 from pipeline.progress import ProgressReporter
 from pipeline.resources import labeller_path
@@ -37,7 +40,6 @@ from pipeline.runs.stages import digest_file_list, tell_changes
 from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable
 from segtrain.data.coco_reader import CocoReading, read_coco, read_usable_boxes
 from segtrain.data.image_files import find_image_file, is_file
-from segtrain.errors import DatasetError
 from segtrain.run.resume_rules import describe_file
 
 if TYPE_CHECKING:
@@ -186,19 +188,22 @@ class _MasksRun:
     def _adapt(self) -> Path:
         """Weights adapted to these boxes, or the starting ones when there is no time for that."""
         from pipeline.masks.salient_objects import digest_salient_set, draw_salient_crops
-        from segtrain.labeller import WEIGHTS_NAME, LabellerSettings, adapt_labeller
+        from segtrain.labeller import WEIGHTS_NAME, adapt_labeller
 
         start = self.request.start or labeller_path()
-        settings = LabellerSettings(depth=self.depth.mode, seed=self.request.seed)  # type: ignore[arg-type]
         inputs = {
             "boxes": self.boxes_digest,
             "photos": self.photos_digest,
             "depth": self.depth.fingerprint,
             "start": describe_file(str(start)),
             "minutes": self.request.minutes,
-            "settings": to_jsonable(settings),
             "salient": digest_salient_set(self.request),
         }
+        given = {"depth": self.depth.mode, "seed": self.request.seed}
+        settings = choose_stage_settings(
+            self.manifest, "adapt", inputs, self.records, start, **given
+        )
+        inputs["settings"] = to_jsonable(settings)
         folder = self.folder / f"labeller-{_digest(inputs)}"
         weights = folder / WEIGHTS_NAME if self.request.minutes else start
         if self.manifest.is_done("adapt", inputs) and weights.is_file():
@@ -225,30 +230,31 @@ class _MasksRun:
         """Weights that `learn` makes in the folder within the minutes, and its iterations."""
         folder.mkdir(exist_ok=True)
         photos, minutes = boxed_photos(self.records, self.depth), self.request.minutes
+        given |= {"minutes": minutes, "num_processes": self.request.processes}
         return learn_with_progress(
             minutes,
             settings.warmup_iterations,
             self._say,
-            lambda tell: learn(
-                photos, settings, folder, minutes=minutes, on_progress=tell, **given
-            ),
+            lambda tell: learn(photos, settings, folder, on_progress=tell, **given),
         )
 
     def _redo(self, ids: set[Any]) -> tuple[Path, LabelJournal]:
         """Learn from the masks that were left, and draw those anew that were marked."""
         from pipeline.masks.masks_redo import find_positions, learn_from_the_others, merge_labels
-        from segtrain.data.mapper import read_image
-        from segtrain.labeller import WEIGHTS_NAME, LabellerSettings, load_labeller
+        from segtrain.labeller import WEIGHTS_NAME
 
         named = find_positions(self.reading.document["annotations"], ids)
-        settings = LabellerSettings(depth=self.depth.mode, seed=self.request.seed)  # type: ignore[arg-type]
         inputs = {
             "labels": describe_file(str(self.journal.path)),
             "weights": describe_file(str(self.weights)),
             "marked": sorted(named),
             "minutes": self.request.minutes,
-            "settings": to_jsonable(settings),
         }
+        given = {"depth": self.depth.mode, "seed": self.request.seed}
+        settings = choose_stage_settings(
+            self.manifest, "redo", inputs, self.records, self.weights, **given
+        )
+        inputs["settings"] = to_jsonable(settings)
         folder = self.folder / f"labeller-{_digest(inputs)}"
         merged = LabelJournal(self.folder / f"redone-{_digest(inputs)}.jsonl")
         weights = folder / WEIGHTS_NAME
@@ -257,20 +263,19 @@ class _MasksRun:
         self.is_news = True
         tell_changes(self.manifest, "redo", inputs)
         with self.manifest.running("redo", inputs) as record:
-            given = {"entries": list(self.journal.entries()), "named": named}
+            masks = {"entries": list(self.journal.entries()), "named": named}
             weights, iterations = self._learn(
-                learn_from_the_others, settings, folder, start=self.weights, **given
+                learn_from_the_others, settings, folder, start=self.weights, **masks
             )
-            labeller = load_labeller(weights, uses_depth=self.depth.mode in ("input", "both"))
+            again = [r for r in self.records if any(a.position in named for a in r.annotations)]
             fresh: dict[int, dict[str, Any]] = {}
-            for photo in self.records:
-                if any(item.position in named for item in photo.annotations):
-                    try:
-                        objects, _ = draw_objects(labeller, photo, *read_image(photo), self.depth)
-                    except DatasetError as error:
-                        logger.warning("%s keeps its masks: %s", photo.file_name, error)
-                        continue
-                    fresh |= {item["position"]: item for item in objects}
+            with contextlib.closing(
+                label_photos(again, weights, self.depth, self.request.processes)
+            ) as drawn:
+                for photo, labels in zip(again, drawn, strict=True):
+                    if labels.failure is not None:
+                        logger.warning("%s keeps its masks: %s", photo.file_name, labels.failure)
+                    fresh |= {item["position"]: item for item in labels.objects}
             num_changed = merge_labels(self.journal, fresh, named, merged)
             record.counts = {
                 "iterations": iterations, "marked": len(named), "changed": num_changed,
@@ -281,9 +286,6 @@ class _MasksRun:
 
     def _label(self) -> LabelJournal:
         """Labels of every photo in the journal."""
-        from segtrain.data.mapper import read_image
-        from segtrain.labeller import load_labeller
-
         inputs = {
             "weights": describe_file(str(self.weights)),
             "boxes": self.boxes_digest,
@@ -299,24 +301,31 @@ class _MasksRun:
         self.is_news = True
         tell_changes(self.manifest, "label", inputs)
         kept = {int(entry["photo"]) for entry in journal.entries()}
-        labeller = load_labeller(self.weights, uses_depth=self.depth.mode in ("input", "both"))
+        left = [index for index in range(len(self.records)) if index not in kept]
         failures: list[dict[str, str]] = []
+        num_done = len(kept)
         with (
             self.manifest.running("label", inputs) as stage,
             journal,
             ProgressReporter("label", "photos") as bar,
+            contextlib.closing(
+                label_photos(
+                    [self.records[index] for index in left],
+                    self.weights,
+                    self.depth,
+                    self.request.processes,
+                )
+            ) as drawn,
         ):
-            for index, record in enumerate(self.records):
-                if index not in kept:
-                    try:
-                        image_rgb, key = read_image(record)
-                    except DatasetError as error:
-                        failures.append({"item": record.file_name, "reason": str(error)})
-                        continue
-                    objects, has_depth = draw_objects(labeller, record, image_rgb, key, self.depth)
-                    journal.append(index, objects, has_depth=has_depth)
-                self.doing = f"labelling, {index + 1} of {len(self.records)} photos"
-                bar.update(index + 1, len(self.records))
+            for index, labels in zip(left, drawn, strict=True):
+                if labels.failure is None:
+                    journal.append(index, labels.objects, has_depth=labels.has_depth)
+                else:
+                    item = self.records[index].file_name
+                    failures.append({"item": item, "reason": labels.failure})
+                num_done += 1
+                self.doing = f"labelling, {num_done} of {len(self.records)} photos"
+                bar.update(num_done, len(self.records))
             stage.counts = {"photos": len(self.records) - len(failures), "failed": len(failures)}
             stage.failures = failures
         self.failures += failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,30 +20,31 @@ if TYPE_CHECKING:
 
 
 def boxed_photos(records: Sequence[ImageRecord], depth: PhotoDepth) -> list[BoxedPhoto]:
-    """Photos with their boxes as the labeller takes them; pixels and depth are read later."""
-    from segtrain.data.mapper import read_image
+    """Photos with their boxes as the labeller takes them; any process may read them later."""
     from segtrain.labeller import BoxedPhoto
 
-    photos = []
-    for record in records:
-        boxes = np.array([item.box_xyxy for item in record.annotations], dtype=np.float32)
-
-        def load_image(record: ImageRecord = record) -> Any:
-            return read_image(record)[0]
-
-        def load_depth(record: ImageRecord = record) -> Any:
-            data = find_image_file(record.path).read_bytes()
-            return depth.read_of_bytes(data, record.height, record.width)
-
-        photos.append(
-            BoxedPhoto(
-                name=record.file_name,
-                boxes=boxes,
-                load_image=load_image,
-                load_inverse_depth=load_depth if depth.cache else None,
-            )
+    return [
+        BoxedPhoto(
+            name=record.file_name,
+            boxes=np.array([item.box_xyxy for item in record.annotations], dtype=np.float32),
+            load_image=functools.partial(_load_image, record),
+            load_inverse_depth=functools.partial(_load_depth, record, depth)
+            if depth.cache
+            else None,
         )
-    return photos
+        for record in records
+    ]
+
+
+def _load_image(record: ImageRecord) -> Any:
+    from segtrain.data.mapper import read_image
+
+    return read_image(record)[0]
+
+
+def _load_depth(record: ImageRecord, depth: PhotoDepth) -> Any:
+    data = find_image_file(record.path).read_bytes()
+    return depth.read_of_bytes(data, record.height, record.width)
 
 
 def learn_with_progress(

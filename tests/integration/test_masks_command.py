@@ -59,10 +59,10 @@ def run(
 ) -> Run:
     """The command with an adaptation of three small steps; exit code and document."""
     small = functools.partial(
-        labeller.LabellerSettings,
+        labeller.choose_settings,
         crop_size=64, batch_size=2, warmup_iterations=1, max_iterations=3,
     )  # fmt: skip
-    monkeypatch.setattr(labeller, "LabellerSettings", small)
+    monkeypatch.setattr(labeller, "choose_settings", small)
 
     def call(*options: str, boxes: tuple[str, str] | None = None) -> tuple[int, dict[str, Any]]:
         given = boxes or ("--coco", str(work / "boxes.json"))
@@ -161,6 +161,55 @@ def test_an_interruption_while_labelling_keeps_the_photos_done(
     assert code in (ExitCode.DONE, ExitCode.FAILED_ITEMS)
 
 
+def test_a_run_that_goes_on_keeps_the_schedule_that_it_began_with(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded() -> list[int]:
+        manifest = json.loads((work / "run" / "manifest.json").read_text())
+        settings = manifest["stages"]["adapt"]["inputs"]["settings"]
+        return [settings[name] for name in ("crop_size", "batch_size", "max_iterations")]
+
+    run()
+    # As on a machine for which another schedule would be chosen.
+    other = {"crop_size": 96, "batch_size": 4, "max_iterations": 5}
+    monkeypatch.setattr(
+        labeller, "choose_settings", functools.partial(labeller.choose_settings, **other)
+    )
+    assert run()[1]["is_news"] is False
+    assert recorded() == [64, 2, 3]
+    assert run("--minutes", "2")[1]["is_news"] is True
+    assert recorded() == [96, 4, 5]
+
+
+@pytest.mark.slow
+def test_processes_label_what_one_labels(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = sorted((work / "photos").iterdir())[1]
+    broken.write_bytes(b"no photo")
+    alone = run()
+    expected = (work / "masks.json").read_bytes()
+    (journal,) = (work / "run").glob("labels-*.jsonl")
+    lines = journal.read_text()
+    assert len(lines.splitlines()) == NUM_PHOTOS - 1
+    # As if it had been interrupted after the first photo.
+    journal.write_text(lines.splitlines(keepends=True)[0])
+    for path in (work / "run" / "manifest.json", work / "masks.json"):
+        path.unlink()
+    asked: list[int] = []
+    adapt_labeller = labeller.adapt_labeller
+
+    def adapt(*arguments: Any, num_processes: int, **options: Any) -> Path:
+        asked.append(num_processes)  # what several learn has a test of its own
+        return adapt_labeller(*arguments, **options)
+
+    monkeypatch.setattr(labeller, "adapt_labeller", adapt)
+    assert run("--processes", "2") == alone
+    assert asked == [2]
+    assert journal.read_text() == lines
+    assert (work / "masks.json").read_bytes() == expected
+
+
 def test_an_unreadable_photo_is_named_and_the_others_are_labelled(run: Run, work: Path) -> None:
     broken, missing, *_ = sorted((work / "photos").iterdir())
     broken.write_bytes(b"no photo")
@@ -257,14 +306,14 @@ def test_masks_that_collapse_are_announced_while_they_do(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Background outside the box is all that is taught, and the box is not shown: all turns empty.
-    usual = labeller.LabellerSettings
+    usual = labeller.choose_settings
     ruinous = functools.partial(
         usual,
         projection_weight=0.0, colour_weight=0.0, teacher_weight=0.0, outside_weight=5.0,
         paste_share=0.0,
         box_hint_share=0.0, start_share=0.0, learning_rate=5e-3, max_iterations=80,
     )  # fmt: skip
-    monkeypatch.setattr(labeller, "LabellerSettings", ruinous)
+    monkeypatch.setattr(labeller, "choose_settings", ruinous)
     run()
     assert caplog.text.count("they have collapsed to nothing") == 1
     assert "pipeline data check" in caplog.text
@@ -303,8 +352,8 @@ def test_salient_objects_are_learned_from_as_coco_file_or_as_pictures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # No other crops of known masks.
-    without_pasting = functools.partial(labeller.LabellerSettings, paste_share=0.0)
-    monkeypatch.setattr(labeller, "LabellerSettings", without_pasting)
+    without_pasting = functools.partial(labeller.choose_settings, paste_share=0.0)
+    monkeypatch.setattr(labeller, "choose_settings", without_pasting)
     photos = ("--salient-images", str(scenes / "images"))
     code, _ = run("--salient", str(scenes / "annotations.json"), *photos, "--disjoint")
     assert code in (0, ExitCode.FAILED_ITEMS)

@@ -212,8 +212,8 @@ def test_boxcaseg(
     run_recipe: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"crop_size": 64, "batch_size": 4, "warmup_iterations": 1, "max_iterations": 2}
-    settings = functools.partial(labeller.LabellerSettings, **small)
-    monkeypatch.setattr(labeller, "LabellerSettings", settings)
+    settings = functools.partial(labeller.choose_settings, **small)
+    monkeypatch.setattr(labeller, "choose_settings", settings)
     salient = generate_dataset(folder / "more", num_images=2, size=(96, 96), seed=9, workers=1)
     shutil.copytree(salient / "images", folder / "salient")
     shutil.copy(salient / "annotations.json", folder / "salient.json")
