@@ -63,11 +63,11 @@ def choose_crop_size(
     """Side of crops in pixels.
 
     An encoder that takes one size gets that. Else the usual size, but on a GPU the largest that the
-    weights were trained with: crops larger than those cost accuracy.
+    weights' file names: crops larger than weights know cost accuracy.
 
     Args:
         description: of the network.
-        facts: of the weights' file; `crop_sizes` are those of their training.
+        facts: of the weights' file; `crop_sizes` are those to adapt them with.
         gpu_bytes: memory of the GPU; 0 for a CPU.
     """
     only = description.encoder_settings.get("img_size")
