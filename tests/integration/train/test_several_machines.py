@@ -57,6 +57,7 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # its own waits are of 300 seconds each
 def test_two_machines_train_as_one_and_go_on_after_both_were_killed(
     tmp_path: Path, tiny_config: Path, load_tiny: Callable[..., Any]
 ) -> None:
