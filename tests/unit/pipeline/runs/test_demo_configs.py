@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.method_table.rows import CHOSEN
 from pipeline.config import flatten, load_config, take_snapshot
 from pipeline.runs.demo import METHODS, START
 
@@ -29,10 +30,16 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     return {key for key in first | second if first.get(key) != second.get(key)}
 
 
-def test_the_methods_differ_in_their_switches_only() -> None:
+def test_ours_is_what_the_table_of_results_calls_so() -> None:
     boxinst, control, ours = (settings(path) for path in METHODS.values())
     assert differences(boxinst, control) == {"model.color_everywhere"}
-    different = differences(boxinst, ours)
+    assert differences(boxinst, ours) == {*CHOSEN, "depth.enabled"}
+    assert {name: ours[name] for name in CHOSEN} == CHOSEN
+
+
+def test_the_paper_s_method_differs_in_its_switches_only() -> None:
+    boxinst, full = settings(METHODS["BoxInst"]), settings("configs/demo/full.py")
+    different = differences(boxinst, full)
     assert {"model.depth_layer", "model.consistency", "depth.enabled"} <= different
     assert {key for key in different if not key.startswith(_SWITCHES)} == set()
 
