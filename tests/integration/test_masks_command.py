@@ -314,7 +314,7 @@ def test_masks_that_collapse_are_announced_while_they_do(
         box_hint_share=0.0, start_share=0.0, learning_rate=5e-3, max_iterations=80,
     )  # fmt: skip
     monkeypatch.setattr(labeller, "choose_settings", ruinous)
-    run()
+    run("--minutes", "10")  # all 80 steps on a busy machine, too
     assert caplog.text.count("they have collapsed to nothing") == 1
     assert "pipeline data check" in caplog.text
 
