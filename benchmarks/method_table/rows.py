@@ -78,6 +78,20 @@ ROWS: dict[str, Row] = {
     "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled", tier=1),
     "bbtp": Row(title="BBTP", config="baselines/bbtp_r50", tier=1),
     "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50", tier=1),
+    "level_set_depth": Row(
+        title="BoxLevelSet, its energy on sensed depth too",
+        config="baselines/level_set_r50",
+        changes={"model.supervision.depth_weight": 1.0},
+        depth="sensed",
+        tier=1,
+    ),
+    "level_set_predicted": Row(
+        title="BoxLevelSet, its energy on predicted depth too",
+        config="baselines/level_set_r50",
+        changes={"model.supervision.depth_weight": 1.0},
+        depth="predicted",
+        tier=1,
+    ),
     "box_teacher": Row(
         title="BoxTeacher",
         config="baselines/box_teacher_r50",
