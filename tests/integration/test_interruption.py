@@ -25,9 +25,12 @@ def scenes(tmp_path: Path) -> Path:
 
 def _interrupt(arguments: list[str], wait_for: str, number: signal.Signals) -> tuple[int, str]:
     """Run the command until stderr has a line with these words, send the signal, read the rest."""
+    # Tests that run in a shell's background ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline", *arguments], stderr=subprocess.PIPE, text=True
     ) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stderr is not None
         lines = []
         try:
@@ -61,7 +64,7 @@ def test_ctrl_c_while_adapting_says_how_far_it_came_and_how_to_go_on(
     command = ["masks", "--coco", str(scenes / "annotations.json"), "--minutes", "60",
                "--images", str(scenes / "images"), "--out", str(tmp_path / "masks.json"),
                "--output", str(run)]  # fmt: skip
-    code, said = _interrupt(command, "adapt: ", signal.SIGINT)
+    code, said = _interrupt(command, "progress: adapt: ", signal.SIGINT)
     assert code == ExitCode.INTERRUPTED, said
     assert "WARNING" in said
     assert "stopped during the adaptation, " in said
