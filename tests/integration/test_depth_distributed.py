@@ -44,10 +44,13 @@ def images(tmp_path_factory):
 
 
 def _objects(root):
-    """Bytes of every object; seals without provenance, which names host and device."""
+    """Bytes of every object; seals without provenance, which names host and device.
+
+    What a killed writer left half-written is no object (docs/cache-format.md).
+    """
     objects = {}
     for path in sorted(root.rglob("*")):
-        if path.is_file():
+        if path.is_file() and ".tmp-" not in path.name:
             data = path.read_bytes()
             if path.name == "sealed.json":
                 data = json.dumps(json.loads(data)["objects"], sort_keys=True).encode()

@@ -70,9 +70,13 @@ def finish_training(folder: Path, experiment: Experiment) -> Manifest:
     ("assignment", "named"),
     [
         ("depth.cache={scenes}/second", r"depth\.fingerprint: .*first.* → .*second"),
-        ("depth.enabled=False", r"depth\.enabled: True → False"),
+        (
+            "depth.enabled=False model.depth_layer=False model.consistency=False "
+            "model.distillation.depth_matching=False",
+            r"depth\.enabled: True → False",
+        ),
         ("model.depth_layer=False", r"model\.depth_layer: True → False"),
-        ("train.max_iter=9", r"train\.max_iter: 150 → 9"),
+        ("train.max_iter=9", r"train\.max_iter: 120 → 9"),
     ],
 )
 def test_finished_training_is_not_taken_for_another(
@@ -81,7 +85,7 @@ def test_finished_training_is_not_taken_for_another(
     manifest = finish_training(tmp_path, load())
     before = (tmp_path / "manifest.json").read_bytes()
     with pytest.raises(UsageError, match=named):
-        run_train_stage(manifest, load(assignment.format(scenes=scenes)))
+        run_train_stage(manifest, load(*assignment.format(scenes=scenes).split()))
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
