@@ -53,6 +53,16 @@ def _ablation(title: str, config: str = _LAYER_AND_CONSISTENCY, **changes: Any) 
     return Row(title=title, config=config, changes=named, depth="sensed", tier=2)
 
 
+def _level_set_reading(depth: str) -> Row:
+    return Row(
+        title=f"BoxLevelSet, its energy on {depth} depth too",
+        config="baselines/level_set_r50",
+        changes={"model.supervision.depth_weight": 1.0},
+        depth=depth,
+        tier=1,
+    )
+
+
 ROWS: dict[str, Row] = {
     "boxinst": Row(title="BoxInst", config=_BOXINST),
     "control": Row(
@@ -78,20 +88,8 @@ ROWS: dict[str, Row] = {
     "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled", tier=1),
     "bbtp": Row(title="BBTP", config="baselines/bbtp_r50", tier=1),
     "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50", tier=1),
-    "level_set_depth": Row(
-        title="BoxLevelSet, its energy on sensed depth too",
-        config="baselines/level_set_r50",
-        changes={"model.supervision.depth_weight": 1.0},
-        depth="sensed",
-        tier=1,
-    ),
-    "level_set_predicted": Row(
-        title="BoxLevelSet, its energy on predicted depth too",
-        config="baselines/level_set_r50",
-        changes={"model.supervision.depth_weight": 1.0},
-        depth="predicted",
-        tier=1,
-    ),
+    "level_set_depth": _level_set_reading("sensed"),
+    "level_set_predicted": _level_set_reading("predicted"),
     "box_teacher": Row(
         title="BoxTeacher",
         config="baselines/box_teacher_r50",

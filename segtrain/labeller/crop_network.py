@@ -58,6 +58,12 @@ class NetworkDescription:
     pixel_mean: Sequence[float] = tuple(EFFICIENTNET_LITE_PIXELS[0])
     pixel_deviation: Sequence[float] = tuple(EFFICIENTNET_LITE_PIXELS[1])
 
+    @property
+    def only_size(self) -> int | None:
+        """Side of the crops, in pixels, of an encoder that takes no other; None takes any."""
+        size = self.encoder_settings.get("img_size")
+        return None if size is None else int(size)
+
 
 class CropNetwork(nn.Module):
     """Picture and hints of a crop → log-odds of the mask.

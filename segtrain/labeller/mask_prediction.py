@@ -62,8 +62,8 @@ class View:
     enlargement: float = 1.0
 
 
-# From near and large to far and small. On photos they agree less, and their mean is better, than
-# the same three at one size (docs/labeller.md).
+# From near and large to far and small: on photos better than all three at one size
+# (docs/labeller.md).
 VIEWS = (
     View(margin=0.15, enlargement=1.5),
     View(margin=0.3, mirrored=True, enlargement=1.25),
@@ -270,7 +270,7 @@ def _see(
 
 
 def _crop_side(labeller: Labeller, view: View) -> int:
-    if "img_size" in labeller.network.description.encoder_settings:
+    if labeller.network.description.only_size is not None:
         return labeller.crop_size
     return max(round(labeller.crop_size * view.enlargement / 32), 1) * 32
 

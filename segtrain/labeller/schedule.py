@@ -70,9 +70,8 @@ def choose_crop_size(
         facts: of the weights' file; `crop_sizes` are those to adapt them with.
         gpu_bytes: memory of the GPU; 0 for a CPU.
     """
-    only = description.encoder_settings.get("img_size")
-    if only is not None:
-        return int(only)
+    if description.only_size is not None:
+        return description.only_size
     usual = LabellerSettings.crop_size
     return max(facts.get("crop_sizes", (usual,))) if gpu_bytes else usual
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from segtrain.labeller import BoxedPhoto, LabellerSettings
+from segtrain.labeller import BoxedPhoto, LabellerSettings, adapt_labeller
 from segtrain.labeller.crop_network import build_crop_network, save_crop_network
 
 
@@ -29,6 +30,21 @@ def start_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_settings() -> LabellerSettings:
     return LabellerSettings(crop_size=64, batch_size=4, max_iterations=4, warmup_iterations=2)
+
+
+@pytest.fixture
+def eager_settings() -> LabellerSettings:
+    """Of an adaptation that learns within some twenty steps."""
+    return LabellerSettings(crop_size=64, batch_size=6, warmup_iterations=2, learning_rate=3e-3)
+
+
+def follow_loss(name: str, *arguments: Any, **options: Any) -> list[float]:
+    """Adapt a labeller, with the arguments of `adapt_labeller`: one of its losses at every step."""
+    seen: list[float] = []
+    adapt_labeller(
+        *arguments, **options, on_progress=lambda done, total, losses: seen.append(losses[name])
+    )
+    return seen
 
 
 def draw_disc(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

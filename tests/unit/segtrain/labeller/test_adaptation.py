@@ -19,6 +19,7 @@ from segtrain.labeller.crop_losses import TeacherMasks, teacher_dice
 from segtrain.labeller.mask_scores import ADAPTED_THRESHOLD, STARTING_THRESHOLD
 from segtrain.run.checkpoints import load_state
 from segtrain.run.metrics_log import read_metrics
+from tests.unit.segtrain.labeller.conftest import follow_loss
 
 
 class StopError(Exception):
@@ -52,20 +53,10 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
 
 
 def test_losses_fall_on_a_few_discs(
-    photos: list[BoxedPhoto], start_weights: Path, tmp_path: Path
+    photos: list[BoxedPhoto], eager_settings: LabellerSettings, start_weights: Path, tmp_path: Path
 ) -> None:
-    settings = LabellerSettings(
-        crop_size=64, batch_size=6, max_iterations=24, warmup_iterations=2, teacher_weight=0.0,
-        learning_rate=3e-3,
-    )  # fmt: skip
-    seen: list[float] = []
-    adapt_labeller(
-        photos,
-        settings,
-        tmp_path,
-        start=start_weights,
-        on_progress=lambda done, total, losses: seen.append(losses["loss"]),
-    )
+    settings = dataclasses.replace(eager_settings, max_iterations=24, teacher_weight=0.0)
+    seen = follow_loss("loss", photos, settings, tmp_path, start=start_weights)
     assert np.mean(seen[-4:]) < 0.6 * np.mean(seen[:4])
 
 

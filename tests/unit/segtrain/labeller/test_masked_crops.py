@@ -11,15 +11,9 @@ import pytest
 import torch
 
 from segtrain.errors import DatasetError
-from segtrain.labeller import (
-    BoxedPhoto,
-    LabellerSettings,
-    MaskedCrops,
-    MaskedObject,
-    adapt_labeller,
-)
+from segtrain.labeller import BoxedPhoto, LabellerSettings, MaskedCrops, MaskedObject
 from segtrain.labeller.crop_network import BOX_HINT, build_crop_network
-from tests.unit.segtrain.labeller.conftest import draw_disc
+from tests.unit.segtrain.labeller.conftest import draw_disc, follow_loss
 
 
 @pytest.fixture
@@ -64,19 +58,10 @@ def test_an_object_without_a_fitting_mask_is_refused_by_name(
 
 
 def test_the_labeller_learns_from_boxes_and_masks_jointly(
-    photos: list[BoxedPhoto], objects: list[MaskedObject], start_weights: Path, tmp_path: Path
-) -> None:
-    settings = LabellerSettings(
-        crop_size=64, batch_size=6, max_iterations=20, warmup_iterations=2, learning_rate=3e-3,
-        paste_share=0.0,
-    )  # fmt: skip
-    seen: list[float] = []
-    adapt_labeller(
-        photos,
-        settings,
-        tmp_path,
-        start=start_weights,
-        known_crops=MaskedCrops(objects, settings, build_crop_network().description),
-        on_progress=lambda done, total, losses: seen.append(losses["known"]),
-    )
+    photos: list[BoxedPhoto], objects: list[MaskedObject], eager_settings: LabellerSettings,
+    start_weights: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    settings = dataclasses.replace(eager_settings, max_iterations=20, paste_share=0.0)
+    known = MaskedCrops(objects, settings, build_crop_network().description)
+    seen = follow_loss("known", photos, settings, tmp_path, start=start_weights, known_crops=known)
     assert np.mean(seen[-4:]) < 0.7 * np.mean(seen[:4])
