@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.process_settings import MALLOC_SETTINGS
+from pipeline.process_settings import MALLOC_SETTINGS, THREAD_SETTINGS
 
-# glibc's allocator keeps what it has; the rule of the comparison that is called "tuned".
-TUNED = {**os.environ, **MALLOC_SETTINGS}
+# What commands give themselves; the rule of the comparison that is called "tuned".
+TUNED = {**os.environ, **THREAD_SETTINGS, **MALLOC_SETTINGS}
 DEFAULT = {name: value for name, value in os.environ.items() if name not in MALLOC_SETTINGS}
 
 

@@ -35,7 +35,7 @@ from pipeline.commands.examples import add_examples
 from pipeline.config import split_assignments
 from pipeline.errors import ExitCode, describe_error, exit_code_of
 from pipeline.output import configure_logging, render_document
-from pipeline.process_settings import restart_with_malloc_settings
+from pipeline.process_settings import restart_with_settings
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        restart_with_malloc_settings(arguments)
+        restart_with_settings(arguments)
         signal.signal(signal.SIGTERM, _interrupt)
     configure_logging(verbose="--verbose" in arguments)
     sys.exit(invoke([argument for argument in arguments if argument != "--verbose"]))

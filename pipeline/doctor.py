@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 from pipeline.model_hub import HUB_REMEDY, find_hub_problem, hub_address
 from pipeline.output import format_bytes
-from pipeline.process_settings import MALLOC_SETTINGS
+from pipeline.process_settings import MALLOC_SETTINGS, THREAD_SETTINGS
 
 _MIN_FREE_BYTES = 5 * 1024**3
 _PACKAGES_BY_EXTRA = {
@@ -59,6 +59,7 @@ def diagnose(folder: Path, *, asks_hub: bool = True) -> list[Finding]:
         _check_detectron2,
         _check_resources,
         _check_malloc,
+        _check_threads,
         lambda: _check_disk(folder),
     ]
     if asks_hub:
@@ -219,6 +220,22 @@ def _check_malloc() -> Iterable[Finding]:
         )
     else:
         yield Finding(name="malloc", status="ok", value="set by the commands that train or predict")
+
+
+def _check_threads() -> Iterable[Finding]:
+    for name, wanted in THREAD_SETTINGS.items():
+        chosen = os.environ.get(name, wanted)
+        if chosen.upper() == wanted:
+            value = "sleep while they wait, where commands train or predict"
+            yield Finding(name="threads", status="ok", value=value)
+        else:
+            yield Finding(
+                name="threads",
+                status="warning",
+                value=f"{name}={chosen} is set in the environment",
+                remedy=f"unset it: beside other work on the machine, threads that spin while they "
+                f"wait make a step take many times as long as {wanted.lower()} ones do",
+            )
 
 
 def _check_disk(folder: Path) -> Iterable[Finding]:

@@ -1,10 +1,12 @@
-"""Settings that must stand before the interpreter starts: glibc's allocator.
+"""Settings that must stand before the interpreter starts: glibc's allocator, waiting threads.
 
 glibc gives every large tensor its own mmap and returns it to the kernel when it is freed, so each
 training step pays page faults for memory it had a moment ago. Keeping that memory halves the time
-of a CPU training step (docs/performance.md). glibc reads the settings once, at process start, so
-the command starts itself again with them. `PIPELINE_NO_REEXEC=1` opts out; an allocator setting
-that is already in the environment, or a preloaded allocator, is left alone.
+of a CPU training step. OpenMP's threads wait for each other by spinning, which on a machine with
+other work takes the core from the very thread that is waited for: passive ones sleep
+(docs/performance.md has both measured). Both are read once, at process start, so the command
+starts itself again with them. `PIPELINE_NO_REEXEC=1` opts out; a setting that is already in the
+environment, or a preloaded allocator, is left alone.
 """
 
 from __future__ import annotations
@@ -19,36 +21,44 @@ MALLOC_SETTINGS: Mapping[str, str] = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+THREAD_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
 COMMANDS_WITH_TENSORS = frozenset(
     {"demo", "depth", "train", "eval", "predict", "label", "masks", "run", "resume"}
 )
 
 
-def restart_with_malloc_settings(arguments: Sequence[str]) -> None:
-    """Replace this process by itself with the allocator settings, if that would change anything.
+def restart_with_settings(arguments: Sequence[str]) -> None:
+    """Replace this process by itself with the settings, if that would change anything.
 
     Args:
         arguments: the command's arguments, without the program name.
     """
-    if not needs_restart(arguments, os.environ, libc=platform.libc_ver()[0]):
+    missing = missing_settings(arguments, os.environ, libc=platform.libc_ver()[0])
+    if not missing:
         return
-    environment = {**os.environ, **MALLOC_SETTINGS}
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - the same command again
+    # The same command again.
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})  # noqa: S606
 
 
-def needs_restart(arguments: Sequence[str], environment: Mapping[str, str], *, libc: str) -> bool:
-    """Whether the command computes with tensors and the allocator is still at its defaults.
+def missing_settings(
+    arguments: Sequence[str], environment: Mapping[str, str], *, libc: str
+) -> dict[str, str]:
+    """What a command that computes with tensors wants and its environment lacks.
 
     Args:
         arguments: the command's arguments, without the program name.
         environment: environment variables of this process.
-        libc: name of the C library, `glibc` where the settings mean something.
+        libc: name of the C library, `glibc` where the allocator's settings mean something.
     """
-    if libc != "glibc" or environment.get("PIPELINE_NO_REEXEC", "0") not in ("", "0"):
-        return False
-    if any(name in environment for name in MALLOC_SETTINGS) or "LD_PRELOAD" in environment:
-        return False
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
-    return verb in COMMANDS_WITH_TENSORS and "--help" not in arguments
+    if verb not in COMMANDS_WITH_TENSORS or "--help" in arguments:
+        return {}
+    if environment.get("PIPELINE_NO_REEXEC", "0") not in ("", "0"):
+        return {}
+    missing = {name: value for name, value in THREAD_SETTINGS.items() if name not in environment}
+    is_chosen = "LD_PRELOAD" in environment or any(name in environment for name in MALLOC_SETTINGS)
+    if libc == "glibc" and not is_chosen:
+        missing |= MALLOC_SETTINGS
+    return missing

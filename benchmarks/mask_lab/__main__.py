@@ -17,7 +17,7 @@ from benchmarks.mask_lab.picture import draw_gain
 from benchmarks.mask_lab.scenes import load_scenes
 from benchmarks.mask_lab.supervision import ROWS
 from benchmarks.mask_lab.table import draw_table, read_results
-from pipeline.process_settings import restart_with_malloc_settings
+from pipeline.process_settings import restart_with_settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         Image.fromarray(drawn).quantize(256).save(arguments.file, optimize=True)
         return
-    restart_with_malloc_settings(["train"])
+    restart_with_settings(["train"])
     torch.set_num_threads(arguments.threads)
     schedule = Schedule(
         **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Schedule)}

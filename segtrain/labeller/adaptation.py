@@ -200,8 +200,8 @@ class _Adaptation:
             while not self.total or self.iteration < self.total:
                 losses = self.step()
                 self.seconds = time.monotonic() - began
-                if not self.total and self.iteration >= settings.warmup_iterations:
-                    self.total = self._plan(minutes or 0.0)
+                if not self.total:
+                    self._plan(minutes or 0.0)
                 if log is None:
                     continue
                 log.append(self.iteration, losses)
@@ -223,14 +223,26 @@ class _Adaptation:
             self.batches.close()
         self.save()
 
-    def _plan(self, minutes: float) -> int:
-        """Iterations that fit the budget at the speed seen so far, on average over processes."""
+    def _plan(self, minutes: float) -> None:
+        """Plan what fits the budget at the speed seen so far, on average over processes.
+
+        The plan stands when the warm-up or the budget ends.
+        """
         seconds = torch.tensor([self.seconds], device=self.device)
         average_over_processes([seconds])
+        left = minutes * 60 - float(seconds)
+        if left > 0 and self.iteration < self.settings.warmup_iterations:
+            return
         self.seconds = float(seconds)
-        per_iteration = self.seconds / self.iteration
-        left = max(minutes * 60 - self.seconds, 0.0) / per_iteration
-        return min(self.iteration + int(left), self.settings.max_iterations)
+        fitting = self.iteration + int(max(left, 0.0) / (self.seconds / self.iteration))
+        self.total = min(fitting, self.settings.max_iterations)
+        if left <= 0 and self.iteration < self.settings.warmup_iterations and self.rank == 0:
+            logger.warning(
+                "%d iterations took the whole budget of %g minutes, too few to learn from these "
+                "boxes; give it more minutes, or free the machine of other work",
+                self.iteration,
+                minutes,
+            )
 
     def step(self) -> dict[str, float]:
         """Draw a batch, learn from it, follow with the teacher."""

@@ -29,7 +29,7 @@ from pipeline.errors import (
     exit_code_of,
     exit_codes,
 )
-from pipeline.process_settings import MALLOC_SETTINGS, needs_restart
+from pipeline.process_settings import MALLOC_SETTINGS, THREAD_SETTINGS, missing_settings
 from pipeline.runs.manifest import open_manifest
 from pipeline.runs.stages import run_train_stage, train_inputs
 from segtrain.errors import CheckpointError, NonFiniteLossError, SegtrainError
@@ -165,31 +165,33 @@ def test_help_and_cache_commands_load_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "environment", "libc", "expected"),
     [
-        (["train", "x.py"], {}, "glibc", True),
-        (["--verbose", "depth"], {}, "glibc", True),
-        (["cache", "ls", "x"], {}, "glibc", False),
-        (["train", "--help"], {}, "glibc", False),
-        (["train"], {"PIPELINE_NO_REEXEC": "1"}, "glibc", False),
-        (["train"], {"MALLOC_TOP_PAD_": "1"}, "glibc", False),
-        (["train"], {"LD_PRELOAD": "libjemalloc.so"}, "glibc", False),
-        (["train"], {}, "", False),
-        (["train"], dict(MALLOC_SETTINGS), "glibc", False),
+        (["train", "x.py"], {}, "glibc", {**MALLOC_SETTINGS, **THREAD_SETTINGS}),
+        (["--verbose", "depth"], {}, "glibc", {**MALLOC_SETTINGS, **THREAD_SETTINGS}),
+        (["cache", "ls", "x"], {}, "glibc", {}),
+        (["train", "--help"], {}, "glibc", {}),
+        (["train"], {"PIPELINE_NO_REEXEC": "1"}, "glibc", {}),
+        (["train"], {"MALLOC_TOP_PAD_": "1"}, "glibc", THREAD_SETTINGS),
+        (["train"], {"LD_PRELOAD": "libjemalloc.so"}, "glibc", THREAD_SETTINGS),
+        (["train"], {}, "", THREAD_SETTINGS),
+        (["train"], {"OMP_WAIT_POLICY": "active"}, "glibc", MALLOC_SETTINGS),
+        (["train"], {**MALLOC_SETTINGS, **THREAD_SETTINGS}, "glibc", {}),
     ],
 )
-def test_when_the_process_restarts(arguments, environment, libc, expected):
-    assert needs_restart(arguments, environment, libc=libc) is expected
+def test_with_what_the_process_restarts(arguments, environment, libc, expected):
+    assert missing_settings(arguments, environment, libc=libc) == expected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator settings are glibc's")
-def test_restart_keeps_the_command_and_sets_the_allocator(tmp_path):
+def test_restart_keeps_the_command_and_sets_allocator_and_threads(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
-        "from pipeline.process_settings import restart_with_malloc_settings\n"
-        "restart_with_malloc_settings(sys.argv[1:])\n"
-        "print(os.environ.get('MALLOC_MMAP_MAX_'), os.getpid(), *sys.argv[1:])\n"
+        "from pipeline.process_settings import restart_with_settings\n"
+        "restart_with_settings(sys.argv[1:])\n"
+        "names = 'MALLOC_MMAP_MAX_', 'OMP_WAIT_POLICY'\n"
+        "print(*map(os.environ.get, names), os.getpid(), *sys.argv[1:])\n"
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "OMP_"))}
     environment.pop("LD_PRELOAD", None)
     environment.pop("PIPELINE_NO_REEXEC", None)
     process = subprocess.Popen(
@@ -199,7 +201,7 @@ def test_restart_keeps_the_command_and_sets_the_allocator(tmp_path):
         text=True,
     )
     out, _ = process.communicate(timeout=60)
-    assert out.split("\n")[0] == f"0 {process.pid} train a b"
+    assert out.split("\n")[0] == f"0 PASSIVE {process.pid} train a b"
 
 
 @pytest.mark.parametrize("verb", ["train", "run"])

@@ -215,3 +215,17 @@ def test_crops_count_by_the_teacher_s_agreement_with_itself() -> None:
     alike = float(teacher_dice(logits, teacher, 0.0))
     assert alike == pytest.approx(0.5, abs=0.01)
     assert float(teacher_dice(logits, teacher, 2.0)) == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_budget_that_ends_within_the_warm_up_is_kept_and_told(
+    photos: list[BoxedPhoto],
+    tiny_settings: LabellerSettings,
+    start_weights: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = dataclasses.replace(tiny_settings, warmup_iterations=20, max_iterations=40)
+    with caplog.at_level(logging.WARNING):
+        weights = adapt_labeller(photos, settings, tmp_path, start=start_weights, minutes=1e-6)
+    assert load_labeller(weights).facts["adapted"]["iterations"] == 1
+    assert "1 iterations took the whole budget" in caplog.text
