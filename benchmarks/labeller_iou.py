@@ -4,6 +4,8 @@
 
 FOLDER holds `annotations/instances_<split>.json` and the photos in `<split>/`. Masks are read to
 measure only: the labeller sees photos and boxes. IoU is in pixels of the photo, crowds left out.
+`off_outline` leaves out the pixels within one of the true outline as well: how much is a matter of
+where the annotator drew it.
 `--grabcut` measures the filled box and OpenCV's GrabCut beside it.
 """
 
@@ -108,7 +110,7 @@ def measure(
     photos: list[tuple[BoxedPhoto, list[dict[str, Any]]]], weights: Path, every: int
 ) -> dict[str, Any]:
     labeller = load_labeller(weights)
-    ious, areas, scores, filled = [], [], [], []
+    ious, inner, areas, scores, filled = [], [], [], [], []
     seen = 0
     for photo, objects in photos:
         keep = [k for k in range(len(objects)) if (seen + k) % every == 0]
@@ -118,7 +120,9 @@ def measure(
         image = photo.load_image()
         masks = label_boxes(labeller, image, photo.boxes[keep])
         for k, mask in zip(keep, masks, strict=True):
-            ious.append(iou(mask.whole(), true_mask(objects[k], image.shape[:2])))
+            truth = true_mask(objects[k], image.shape[:2])
+            ious.append(iou(mask.whole(), truth))
+            inner.append(iou_off_outline(mask.whole(), truth))
             areas.append(objects[k]["area"])
             scores.append(mask.score)
             filled.append(mask.source == "filled_box")
@@ -126,6 +130,8 @@ def measure(
         "filled_boxes": round(float(np.mean(filled)), 4),
         "rank_correlation": round(float(spearmanr(scores, ious).statistic), 4),
         "mean_score": round(float(np.mean(scores)), 4),
+        "mean_score_error": round(float(np.abs(np.subtract(scores, ious)).mean()), 4),
+        "off_outline": summarise(np.array(inner), np.array(areas)),
     }
 
 
@@ -182,6 +188,15 @@ def true_mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     union = int((a | b).sum())
     return int((a & b).sum()) / union if union else 1.0
+
+
+def iou_off_outline(found: np.ndarray, truth: np.ndarray) -> float:
+    """IoU of what is further than one pixel from the true outline; the IoU where nothing is."""
+    padded, kernel = np.pad(truth, 1).astype(np.uint8), np.ones((3, 3), np.uint8)
+    grown, shrunk = cv2.dilate(padded, kernel)[1:-1, 1:-1], cv2.erode(padded, kernel)[1:-1, 1:-1]
+    counted = ~(grown.astype(np.bool_) & ~shrunk.astype(np.bool_))
+    a, b = found & counted, truth & counted
+    return iou(a, b) if (a | b).any() else iou(found, truth)
 
 
 def summarise(ious: np.ndarray, areas: np.ndarray) -> dict[str, float]:

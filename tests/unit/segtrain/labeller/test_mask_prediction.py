@@ -149,6 +149,23 @@ def test_the_shipped_weights_beat_the_filled_box_on_photos(
     boxes = measure_rivals(photos, 2, with_grabcut=False)["filled_box"]
     assert found["mean_iou"] > boxes["mean_iou"] + 0.05
     assert found["filled_boxes"] < 0.05
+    assert found["off_outline"]["mean_iou"] > found["mean_iou"]
+
+
+def test_a_pixel_at_the_outline_does_not_count_off_the_outline() -> None:
+    from benchmarks.labeller_iou import iou, iou_off_outline
+
+    truth = np.zeros((20, 20), np.bool_)
+    truth[5:15, 5:15] = True
+    grown, half = np.zeros_like(truth), truth.copy()
+    grown[4:16, 4:16] = True
+    half[:, 10:] = False
+    assert iou(grown, truth) == pytest.approx(100 / 144)
+    assert iou_off_outline(grown, truth) == 1.0
+    assert iou_off_outline(half, truth) == pytest.approx(0.5, abs=0.001)
+    speck = np.zeros_like(truth)
+    speck[3:5, 3:5] = True
+    assert iou_off_outline(speck, speck) == 1.0
 
 
 def test_weights_survive_the_file_and_others_are_refused(tmp_path: Path) -> None:
