@@ -36,7 +36,8 @@ class Supervision:
         consistency_in_box: its edges have the centre pixel in the box.
         consistency_start: share of the run before it begins to grow.
         links: `equal` for |d_p − d_q|, `planar` for the second difference of inverse depth, which
-            vanishes on every plane; both at most 2 ln 2 of 255 levels.
+            vanishes on every plane; both at most −2 ln τ of 255 levels.
+        threshold: τ.
         colour_cut: colour links are dropped where depth is not planar.
         gate: the depth layer: off, multiply (Eq. 1), multiply_open (its bias starts at +3), add.
         source: one of `scenes.SOURCES`.
@@ -52,6 +53,7 @@ class Supervision:
     consistency_in_box: bool = False
     consistency_start: float = 0.0
     links: str = "equal"
+    threshold: float = DEPTH_THRESHOLD
     colour_cut: bool = False
     gate: str = "off"
     source: str = "sensed"
@@ -78,6 +80,12 @@ class Targets:
 def _row(title: str, **settings: object) -> Supervision:
     """Colour over the whole crop is what all rows but the first share."""
     return Supervision(**{"title": title, "colour": 1.0, **settings})  # type: ignore[arg-type]
+
+
+def _paper(title: str, **settings: object) -> Supervision:
+    """The paper's terms, or one of them changed: Tables 2(a) and (b) of arXiv 2403.01214."""
+    terms = {"colour_in_box": 1.0, "consistency": 1.0, "gate": "multiply"}
+    return Supervision(**{"title": title, **terms, **settings})  # type: ignore[arg-type]
 
 
 # What won on the scenes for choosing: slant-invariant links at four times the weight of colour,
@@ -140,22 +148,17 @@ ROWS = {
     "inverted": _row(
         "sensed depth with farther as larger", depth_input=True, source="inverted", **_CHOSEN
     ),
-    "paper": Supervision(
-        title="the paper's terms: colour in the box, depth layer, consistency; sensed",
-        colour_in_box=1.0,
-        consistency=1.0,
-        gate="multiply",
-    ),
-    "gate_open": Supervision(
-        title="… the depth layer opened by a bias of 3",
-        colour_in_box=1.0,
-        consistency=1.0,
-        gate="multiply_open",
-    ),
-    "gate_add": Supervision(
-        title="… the depth layer adds", colour_in_box=1.0, consistency=1.0, gate="add"
-    ),
-    "gate_off": Supervision(title="… without the depth layer", colour_in_box=1.0, consistency=1.0),
+    "paper": _paper("the paper's terms: colour in the box, depth layer, consistency; sensed"),
+    "gate_off": _paper("… without the depth layer", gate="off"),
+    "layer": _paper("… without consistency", consistency=0.0),
+    "gate_open": _paper("… the depth layer opened by a bias of 3", gate="multiply_open"),
+    "gate_add": _paper("… the depth layer adds", gate="add"),
+    "tau_03": _paper("… links from τ = 0.3", threshold=0.3),
+    "tau_07": _paper("… links from τ = 0.7", threshold=0.7),
+    "lambda_025": _paper("… consistency at a weight of 0.25", consistency=0.25),
+    "lambda_05": _paper("… at 0.5", consistency=0.5),
+    "lambda_2": _paper("… at 2", consistency=2.0),
+    "lambda_4": _paper("… at 4", consistency=4.0),
 }
 
 
@@ -189,7 +192,7 @@ def mask_losses(
     colour = targets.colour_links_I8HW
     if row.colour_cut:
         colour = colour & depth_links(targets.inverse_depth_255_ISS, "planar")
-    depth = depth_links(targets.inverse_depth_255_ISS, row.links)
+    depth = depth_links(targets.inverse_depth_255_ISS, row.links, row.threshold)
     ramp = min(progress / warmup, 1.0)
     late = max(progress - row.consistency_start, 0.0)
     terms = [
@@ -242,7 +245,9 @@ def colour_links(images_I3SS: torch.Tensor) -> torch.Tensor:
     )
 
 
-def depth_links(inverse_depth_255_ISS: torch.Tensor, kind: str) -> torch.Tensor:
+def depth_links(
+    inverse_depth_255_ISS: torch.Tensor, kind: str, threshold: float = DEPTH_THRESHOLD
+) -> torch.Tensor:
     """(I, 8, H, W) bool: neighbours that are equally near, or that go on in one plane.
 
     Raises:
@@ -251,7 +256,7 @@ def depth_links(inverse_depth_255_ISS: torch.Tensor, kind: str) -> torch.Tensor:
     if kind not in ("equal", "planar"):
         raise ValueError(f"links is {kind!r}; expected equal or planar")
     depth = _on_mask_grid(inverse_depth_255_ISS[:, None])[:, 0]
-    links = DepthLinks(threshold=DEPTH_THRESHOLD, slant_invariant=kind == "planar")
+    links = DepthLinks(threshold=threshold, slant_invariant=kind == "planar")
     return links.edges(depth, torch.ones_like(depth))
 
 

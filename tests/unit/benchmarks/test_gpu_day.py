@@ -20,6 +20,7 @@ def test_every_part_runs_and_is_reported(tmp_path: Path, one_thread: None) -> No
     rows = {part: [r for r in document["rows"] if r["part"] == part] for part in gpu_day.PARTS}
     assert all(rows.values())
     assert all(row["ratio"] > 0 and 0 < row["losses_share"] < 1 for row in rows["step"])
+    assert 0 < rows["miniature"][0]["iou_given_the_box"] < 1
     assert rows["resume"][0]["same_bits"] is True
     assert rows["process group"][0]["relative_difference"] < 1e-6
     tables = (tmp_path / "gpu_day.md").read_text()
