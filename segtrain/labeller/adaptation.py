@@ -35,7 +35,7 @@ from segtrain.labeller.crop_network import (
     save_crop_network,
 )
 from segtrain.labeller.draw_ahead import DrawAhead, count_drawing_threads
-from segtrain.labeller.mask_scores import ADAPTED_THRESHOLD
+from segtrain.labeller.mask_scores import threshold_after
 from segtrain.labeller.pasted_objects import paste_objects
 from segtrain.labeller.settings import LabellerSettings
 from segtrain.mask_grid.bitmasks import draw_extents, fill_ratio
@@ -125,7 +125,7 @@ def adapt_labeller(
         run.result(),
         folder / WEIGHTS_NAME,
         facts=run.facts
-        | {"mask_threshold": ADAPTED_THRESHOLD, "crop_size": settings.crop_size}
+        | {"mask_threshold": threshold_after(run.iteration), "crop_size": settings.crop_size}
         | {"adapted": {"iterations": run.iteration, "boxes": len(run.source.index)}},
     )
     return folder / WEIGHTS_NAME

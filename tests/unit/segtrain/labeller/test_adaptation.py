@@ -16,7 +16,7 @@ from segtrain.labeller import BoxedPhoto, LabellerSettings, adapt_labeller, load
 from segtrain.labeller.adaptation import _Adaptation, drop_hints
 from segtrain.labeller.crop_batches import KnownCrops
 from segtrain.labeller.crop_losses import TeacherMasks, teacher_dice
-from segtrain.labeller.mask_scores import ADAPTED_THRESHOLD, STARTING_THRESHOLD
+from segtrain.labeller.mask_scores import ADAPTED_THRESHOLD, STARTING_THRESHOLD, threshold_after
 from segtrain.run.checkpoints import load_state
 from segtrain.run.metrics_log import read_metrics
 from tests.unit.segtrain.labeller.conftest import follow_loss
@@ -40,7 +40,8 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
         )
     parts = adapt_labeller(photos, tiny_settings, tmp_path / "parts", start=start_weights)
     expected, found = load_file(whole), load_file(parts)
-    assert load_labeller(whole).threshold == ADAPTED_THRESHOLD > STARTING_THRESHOLD
+    assert load_labeller(whole).threshold == threshold_after(4) > STARTING_THRESHOLD
+    assert threshold_after(300) == pytest.approx(ADAPTED_THRESHOLD)
     assert load_labeller(start_weights).threshold == STARTING_THRESHOLD
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
