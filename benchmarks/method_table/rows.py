@@ -88,6 +88,12 @@ ROWS: dict[str, Row] = {
     "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled", tier=1),
     "bbtp": Row(title="BBTP", config="baselines/bbtp_r50", tier=1),
     "level_set": Row(title="BoxLevelSet", config="baselines/level_set_r50", tier=1),
+    "level_set_control": Row(
+        title="control of BoxLevelSet: its energy on the picture twice",
+        config="baselines/level_set_r50",
+        changes={"model.supervision.image_weight": 2.0},
+        tier=1,
+    ),
     "level_set_depth": _level_set_reading("sensed"),
     "level_set_predicted": _level_set_reading("predicted"),
     "box_teacher": Row(
