@@ -69,6 +69,12 @@ ROWS: dict[str, Row] = {
         title="**control**: BoxInst, colour a second time, over the whole map",
         config="ablation/color_everywhere",
     ),
+    "control_heavy": Row(
+        title="control of the weight of colour and depth together",
+        config="ablation/color_everywhere",
+        changes={"model.color_everywhere_weight": 5.0},
+        tier=1,
+    ),
     "ours": Row(
         title="**sensed depth, the laboratory's links**",
         config=_BOXINST,

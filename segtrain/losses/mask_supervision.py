@@ -30,6 +30,7 @@ class LossSettings:
         color_threshold: least colour similarity of an edge.
         color_everywhere: colour a second time, over the whole map: the control that a claim about
             depth has to beat, since consistency links the background too.
+        color_everywhere_weight: its weight beside w(t).
         color_cut_by_depth: whether colour links only neighbours that slant-invariant depth links
             too: what the laboratory of docs/results.md chose.
         depth_weight: λ_depth, with the depth layer.
@@ -56,6 +57,7 @@ class LossSettings:
     color: bool = True
     color_threshold: float = 0.3
     color_everywhere: bool = False
+    color_everywhere_weight: float = 1.0
     color_cut_by_depth: bool = False
     depth_weight: float = 1.0
     depth_warmup: bool = False
@@ -155,7 +157,8 @@ class MaskSupervision(Supervision):
             if settings.color:
                 terms["loss_color"] = (weight, edges, masks.extents)
             if settings.color_everywhere:
-                terms["loss_color_everywhere"] = (weight, edges, around)
+                everywhere = settings.color_everywhere_weight * weight
+                terms["loss_color_everywhere"] = (everywhere, edges, around)
         if settings.consistency:
             start = settings.consistency_start * settings.total_iterations
             terms["loss_consistency"] = (

@@ -61,6 +61,16 @@ def test_consistency_belongs_to_the_whole_map_and_color_can(
     assert everywhere["loss_color_everywhere"] == pytest.approx(everywhere["loss_color"], rel=1e-5)
 
 
+def test_the_control_takes_a_weight_of_its_own(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    batch = make_batch()
+    once = _losses(make_model, batch, 999, color_everywhere=True)
+    heavy = _losses(make_model, batch, 999, color_everywhere=True, color_everywhere_weight=5.0)
+    assert heavy["loss_color_everywhere"] == pytest.approx(5 * once["loss_color_everywhere"])
+    assert heavy["loss_color"] == pytest.approx(once["loss_color"])
+
+
 def test_surroundings_lie_between_the_box_and_the_whole_map(
     make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
