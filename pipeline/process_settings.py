@@ -2,9 +2,9 @@
 
 glibc gives every large tensor its own mmap and returns it to the kernel when it is freed, so each
 training step pays page faults for memory it had a moment ago. Keeping that memory halves the time
-of a CPU training step. OpenMP's threads wait for each other by spinning, which on a machine with
-other work takes the core from the very thread that is waited for: passive ones sleep
-(docs/performance.md has both measured). Both are read once, at process start, so the command
+of a CPU training step. OpenMP's threads wait for each other by spinning, long enough that on a
+machine with other work they take the core from the very thread that is waited for; here they soon
+sleep (docs/performance.md has both measured). Both are read once, at process start, so the command
 starts itself again with them. `PIPELINE_NO_REEXEC=1` opts out; a setting that is already in the
 environment, or a preloaded allocator, is left alone.
 """
@@ -21,7 +21,9 @@ MALLOC_SETTINGS: Mapping[str, str] = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-THREAD_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Turns of a waiting loop before a thread sleeps, tens of microseconds; GNU waits for 300,000.
+THREAD_SETTINGS: Mapping[str, str] = {"GOMP_SPINCOUNT": "10000"}
+_OTHER_THREAD_SETTINGS = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 COMMANDS_WITH_TENSORS = frozenset(
     {"demo", "depth", "train", "eval", "predict", "label", "masks", "run", "resume"}
 )
@@ -57,7 +59,9 @@ def missing_settings(
         return {}
     if environment.get("PIPELINE_NO_REEXEC", "0") not in ("", "0"):
         return {}
-    missing = {name: value for name, value in THREAD_SETTINGS.items() if name not in environment}
+    missing: dict[str, str] = {}
+    if not any(name in environment for name in (*THREAD_SETTINGS, *_OTHER_THREAD_SETTINGS)):
+        missing |= THREAD_SETTINGS
     is_chosen = "LD_PRELOAD" in environment or any(name in environment for name in MALLOC_SETTINGS)
     if libc == "glibc" and not is_chosen:
         missing |= MALLOC_SETTINGS

@@ -173,7 +173,7 @@ def test_help_and_cache_commands_load_nothing_heavy():
         (["train"], {"MALLOC_TOP_PAD_": "1"}, "glibc", THREAD_SETTINGS),
         (["train"], {"LD_PRELOAD": "libjemalloc.so"}, "glibc", THREAD_SETTINGS),
         (["train"], {}, "", THREAD_SETTINGS),
-        (["train"], {"OMP_WAIT_POLICY": "active"}, "glibc", MALLOC_SETTINGS),
+        (["train"], {"OMP_WAIT_POLICY": "active"}, "glibc", dict(MALLOC_SETTINGS)),
         (["train"], {**MALLOC_SETTINGS, **THREAD_SETTINGS}, "glibc", {}),
     ],
 )
@@ -188,10 +188,12 @@ def test_restart_keeps_the_command_and_sets_allocator_and_threads(tmp_path):
         "import os, sys\n"
         "from pipeline.process_settings import restart_with_settings\n"
         "restart_with_settings(sys.argv[1:])\n"
-        "names = 'MALLOC_MMAP_MAX_', 'OMP_WAIT_POLICY'\n"
+        "names = 'MALLOC_MMAP_MAX_', 'GOMP_SPINCOUNT'\n"
         "print(*map(os.environ.get, names), os.getpid(), *sys.argv[1:])\n"
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "OMP_"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "OMP_", "GOMP_"))
+    }
     environment.pop("LD_PRELOAD", None)
     environment.pop("PIPELINE_NO_REEXEC", None)
     process = subprocess.Popen(
@@ -201,7 +203,7 @@ def test_restart_keeps_the_command_and_sets_allocator_and_threads(tmp_path):
         text=True,
     )
     out, _ = process.communicate(timeout=60)
-    assert out.split("\n")[0] == f"0 PASSIVE {process.pid} train a b"
+    assert out.split("\n")[0] == f"0 10000 {process.pid} train a b"
 
 
 @pytest.mark.parametrize("verb", ["train", "run"])
