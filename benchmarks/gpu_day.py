@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 from torch import distributed
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when a test imports this file
 from random_dpt import write_dpt
 from textbook_boxinst import TextbookBoxInst
@@ -522,14 +523,15 @@ def draw_boxed_scenes(number: int) -> list[tuple[Any, Any]]:
 
 def miniature(day: Day) -> None:
     """What supervision is worth to detectors on held-out scenes; `method_table` has all rows."""
+    from benchmarks.method_table.table import read_results
+
     output = day.work / "method-table"
     words = ["run", "--output", output, "--seconds", day.seconds_left(), *day.sizes.table.split()]
     subprocess.run(
         [sys.executable, "-m", "benchmarks.method_table", *map(str, words)],
         cwd=REPOSITORY, check=True,
     )  # fmt: skip
-    lines = (output / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = [run for run in map(json.loads, lines) if "mask" in run]
+    runs = [run for run in read_results(output / "results.jsonl", "test") if "mask" in run]
     if not runs:
         raise RuntimeError("no row of the table was done in the time that was left")
     for row in dict.fromkeys(run["row"] for run in runs):

@@ -120,9 +120,9 @@ def measure(
         image = photo.load_image()
         masks = label_boxes(labeller, image, photo.boxes[keep])
         for k, mask in zip(keep, masks, strict=True):
-            truth = true_mask(objects[k], image.shape[:2])
-            ious.append(iou(mask.whole(), truth))
-            inner.append(iou_off_outline(mask.whole(), truth))
+            found, truth = mask.whole(), true_mask(objects[k], image.shape[:2])
+            ious.append(iou(found, truth))
+            inner.append(iou_off_outline(found, truth))
             areas.append(objects[k]["area"])
             scores.append(mask.score)
             filled.append(mask.source == "filled_box")
@@ -193,8 +193,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def iou_off_outline(found: np.ndarray, truth: np.ndarray) -> float:
     """IoU of what is further than one pixel from the true outline; the IoU where nothing is."""
     padded, kernel = np.pad(truth, 1).astype(np.uint8), np.ones((3, 3), np.uint8)
-    grown, shrunk = cv2.dilate(padded, kernel)[1:-1, 1:-1], cv2.erode(padded, kernel)[1:-1, 1:-1]
-    counted = ~(grown.astype(np.bool_) & ~shrunk.astype(np.bool_))
+    counted = cv2.morphologyEx(padded, cv2.MORPH_GRADIENT, kernel)[1:-1, 1:-1] == 0
     a, b = found & counted, truth & counted
     return iou(a, b) if (a | b).any() else iou(found, truth)
 

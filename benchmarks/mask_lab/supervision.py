@@ -84,8 +84,8 @@ def _row(title: str, **settings: object) -> Supervision:
 
 def _paper(title: str, **settings: object) -> Supervision:
     """The paper's terms, or one of them changed: Tables 2(a) and (b) of arXiv 2403.01214."""
-    terms = {"colour_in_box": 1.0, "consistency": 1.0, "gate": "multiply"}
-    return Supervision(**{"title": title, **terms, **settings})  # type: ignore[arg-type]
+    terms = {"colour": 0.0, "colour_in_box": 1.0, "consistency": 1.0, "gate": "multiply"}
+    return _row(title, **{**terms, **settings})
 
 
 # What won on the scenes for choosing: slant-invariant links at four times the weight of colour,

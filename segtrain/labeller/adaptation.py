@@ -231,12 +231,13 @@ class _Adaptation:
         seconds = torch.tensor([self.seconds], device=self.device)
         average_over_processes([seconds])
         left = minutes * 60 - float(seconds)
-        if left > 0 and self.iteration < self.settings.warmup_iterations:
+        is_warming_up = self.iteration < self.settings.warmup_iterations
+        if is_warming_up and left > 0:
             return
         self.seconds = float(seconds)
         fitting = self.iteration + int(max(left, 0.0) / (self.seconds / self.iteration))
         self.total = min(fitting, self.settings.max_iterations)
-        if left <= 0 and self.iteration < self.settings.warmup_iterations and self.rank == 0:
+        if is_warming_up and self.rank == 0:
             logger.warning(
                 "%d iterations took the whole budget of %g minutes, too few to learn from these "
                 "boxes; give it more minutes, or free the machine of other work",
