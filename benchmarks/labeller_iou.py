@@ -118,8 +118,10 @@ def measure(
         if not keep:
             continue
         image = photo.load_image()
-        masks = label_boxes(labeller, image, photo.boxes[keep])
-        for k, mask in zip(keep, masks, strict=True):
+        classes = [item["category_id"] for item in objects]
+        masks = label_boxes(labeller, image, photo.boxes, classes=classes)
+        for k in keep:
+            mask = masks[k]
             found, truth = mask.whole(), true_mask(objects[k], image.shape[:2])
             ious.append(iou(found, truth))
             inner.append(iou_off_outline(found, truth))

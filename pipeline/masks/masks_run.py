@@ -23,7 +23,7 @@ from pipeline.masks.label_photos import label_photos
 from pipeline.masks.masks_document import MaskCounts, count_masks, write_labels
 from pipeline.masks.masks_request import MasksRequest
 from pipeline.masks.photo_depth import PhotoDepth, compute_photo_depth, open_photo_depth
-from pipeline.masks.photo_labels import boxed_photos, learn_with_progress
+from pipeline.masks.photo_labels import LABELLING, boxed_photos, learn_with_progress
 from pipeline.masks.review_page import write_review_page
 from pipeline.masks.reviewed_ids import read_reviewed_ids
 from pipeline.masks.stage_settings import choose_stage_settings
@@ -292,6 +292,7 @@ class _MasksRun:
             "photos": self.photos_digest,
             "depth": self.depth.fingerprint,
             "depth_mode": self.depth.mode,
+            "labelling": LABELLING,
         }
         journal = LabelJournal(self.folder / f"labels-{_digest(inputs)}.jsonl")
         if self.manifest.is_done("label", inputs) and journal.path.is_file():

@@ -76,6 +76,10 @@ def learn_with_progress(
         return adapt(tell), last
 
 
+# Larger where the same weights draw other masks than before, so that a folder never mixes them.
+LABELLING = 2
+
+
 def draw_objects(
     labeller: Labeller, record: ImageRecord, image_rgb: Any, key: str, depth: PhotoDepth
 ) -> tuple[list[dict[str, Any]], bool]:
@@ -84,7 +88,8 @@ def draw_objects(
 
     inverse_depth = depth.read(key, record.height, record.width)
     boxes = np.array([a.box_xyxy for a in record.annotations], dtype=np.float32)
-    masks = label_boxes(labeller, image_rgb, boxes, inverse_depth)
+    classes = [a.category for a in record.annotations]
+    masks = label_boxes(labeller, image_rgb, boxes, inverse_depth, classes=classes)
     objects = [
         {
             "position": annotation.position,

@@ -1,7 +1,7 @@
 """Boxes and a photo in, masks with scores out.
 
 Every box is seen in several views (margins, mirrored or not); their probabilities are pasted into
-the photo's pixels, averaged and cut to the box.
+the photo's pixels, divided among objects of one class, averaged, cut to the box and tidied.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from segtrain.labeller.mask_scores import (
     UNCALIBRATED,
     MaskSigns,
     ScoreCalibration,
-    measure_signs,
+    cut_views,
 )
 from segtrain.labeller.object_crops import (
     box_coverage,
     boxes_in_crops,
     clip_boxes,
     crop_windows,
-    paste_probabilities,
 )
 from segtrain.labeller.schedule import choose_crop_size
+from segtrain.labeller.shared_pixels import Pixels, SeenObject, paste_among_rivals
 from segtrain.precision import multiplies_bfloat16
 
 Source = Literal["labeller", "refined", "filled_box"]
@@ -161,6 +161,8 @@ def label_boxes(
     image_rgb: npt.NDArray[np.uint8],
     boxes_xyxy: npt.NDArray[np.float32],
     inverse_depth: npt.NDArray[np.float32] | None = None,
+    *,
+    classes: npt.ArrayLike | None = None,
 ) -> list[ObjectMask]:
     """Masks for the boxes of one photo.
 
@@ -169,12 +171,14 @@ def label_boxes(
         image_rgb: (H, W, 3) uint8, upright.
         boxes_xyxy: (N, 4) x1, y1, x2, y2 in pixels; cut to the photo.
         inverse_depth: (H, W), larger = nearer; None without.
+        classes: (N,) whole numbers. Objects of one class do not share pixels as a rule, so that
+            their masks keep apart; None lets every box be seen by itself.
 
     Returns:
         One mask per box, in order. A box without area gets an empty `filled_box`.
 
     Raises:
-        ValueError: the depth has another size than the photo.
+        ValueError: the depth has another size than the photo, or classes are not one per box.
     """
     height, width = image_rgb.shape[:2]
     if inverse_depth is not None and inverse_depth.shape != (height, width):
@@ -187,6 +191,8 @@ def label_boxes(
     boxes_N4 = clip_boxes(
         torch.as_tensor(np.asarray(boxes_xyxy, np.float32)).view(-1, 4), height, width
     )
+    if classes is not None and np.shape(classes) != (len(boxes_N4),):
+        raise ValueError(f"classes of shape {np.shape(classes)} for {len(boxes_N4)} boxes")
     has_area = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) > 0).all(1)
     usable = torch.nonzero(has_area)[:, 0].tolist()
     masks = [
@@ -201,24 +207,30 @@ def label_boxes(
         )
         for _ in range(len(boxes_N4))
     ]
+    seen: dict[int, SeenObject] = {}
     per_chunk = max(_CROPS_AT_ONCE // len(labeller.views), 1)
     for begin in range(0, len(usable), per_chunk):
         chosen = usable[begin : begin + per_chunk]
-        views = _see(labeller, image_rgb, boxes_N4[chosen], inverse_depth)
-        for k, index in enumerate(chosen):
-            pixels = touched_pixels(boxes_N4[index], height, width)
-            pasted = np.stack(
-                [
-                    paste_probabilities(probabilities[k], windows[k], pixels).numpy()
-                    for probabilities, windows, _ in views
-                ]
-            )
-            spill = float(np.mean([spills[k] for _, _, spills in views]))
-            masks[index] = _decide(labeller, pasted, spill, pixels, (height, width), inverse_depth)
+        objects = _see(labeller, image_rgb, boxes_N4[chosen], inverse_depth)
+        seen.update(zip(chosen, objects, strict=True))
+    for index, one in seen.items():
+        rivals = [] if classes is None else _rivals(index, seen, np.asarray(classes))
+        pasted_VHW = paste_among_rivals(one, rivals)
+        masks[index] = _decide(labeller, pasted_VHW, one, (height, width), inverse_depth)
     return masks
 
 
-def touched_pixels(box_4: torch.Tensor, height: int, width: int) -> tuple[int, int, int, int]:
+def _rivals(
+    index: int, seen: dict[int, SeenObject], classes_N: npt.NDArray[Any]
+) -> list[SeenObject]:
+    return [
+        one
+        for other, one in seen.items()
+        if other != index and classes_N[other] == classes_N[index]
+    ]
+
+
+def touched_pixels(box_4: torch.Tensor, height: int, width: int) -> Pixels:
     """Row start, row stop, column start, column stop of the pixels that a box touches."""
     x1, y1, x2, y2 = box_4.tolist()
     r0, c0 = min(int(y1), height - 1), min(int(x1), width - 1)
@@ -236,8 +248,8 @@ def _see(
     image_rgb: npt.NDArray[np.uint8],
     boxes_N4: torch.Tensor,
     inverse_depth: npt.NDArray[np.float32] | None,
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Per view: probabilities (N, G, G), windows (N, 4), share of mass outside the box (N,)."""
+) -> list[SeenObject]:
+    """Look at objects of one photo."""
     network = labeller.network
     seen = []
     for view in labeller.views:
@@ -266,7 +278,15 @@ def _see(
         within = (probabilities * inside).sum((1, 2))
         spill_N = (probabilities * (1 - inside)).sum((1, 2)) / within.clamp(min=1.0)
         seen.append((probabilities, windows_N4, spill_N))
-    return seen
+    return [
+        SeenObject(
+            pixels=touched_pixels(box_4, *image_rgb.shape[:2]),
+            probabilities=[probabilities[k] for probabilities, _, _ in seen],
+            windows=[windows[k] for _, windows, _ in seen],
+            spill=float(np.mean([spill_N[k] for _, _, spill_N in seen])),
+        )
+        for k, box_4 in enumerate(boxes_N4)
+    ]
 
 
 def _crop_side(labeller: Labeller, view: View) -> int:
@@ -278,16 +298,14 @@ def _crop_side(labeller: Labeller, view: View) -> int:
 def _decide(
     labeller: Labeller,
     pasted_VHW: npt.NDArray[np.float32],
-    spill: float,
-    pixels: tuple[int, int, int, int],
+    seen: SeenObject,
     photo_size: tuple[int, int],
     inverse_depth: npt.NDArray[np.float32] | None,
 ) -> ObjectMask:
-    joint, signs = measure_signs(pasted_VHW, spill, labeller.threshold)
-    crop = joint > labeller.threshold
+    crop, signs = cut_views(pasted_VHW, seen.spill, labeller.threshold)
     says_nothing = not crop.any() or bool(crop.all())
     return ObjectMask(
-        origin=(pixels[0], pixels[2]),
+        origin=(seen.pixels[0], seen.pixels[2]),
         crop=np.ones_like(crop) if says_nothing else crop,
         photo_size=photo_size,
         score=0.0 if says_nothing else labeller.calibration.score(signs),

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segtrain.labeller.cut_mask import cut_mask
+
 FloatArray = npt.NDArray[np.float64]
 # A pixel belongs to the mask from here on. The mask with the best expected overlap takes every
 # pixel that is likelier than Dice / 2 = IoU / (1 + IoU) (arXiv 1402.1892), .43 at an IoU of .75, if
@@ -101,12 +103,10 @@ UNCALIBRATED = ScoreCalibration(
 )
 
 
-def measure_signs(
-    views_VHW: FloatArray | npt.NDArray[np.float32],
-    spill: float,
-    threshold: float = STARTING_THRESHOLD,
-) -> tuple[npt.NDArray[np.float32], MaskSigns]:
-    """Join the views of a mask and look at them.
+def cut_views(
+    views_VHW: npt.NDArray[np.float32], spill: float, threshold: float = STARTING_THRESHOLD
+) -> tuple[npt.NDArray[np.bool_], MaskSigns]:
+    """Join the views of a mask, cut it out and look at it.
 
     Args:
         views_VHW: probabilities of each view in the box's pixels.
@@ -114,16 +114,17 @@ def measure_signs(
         threshold: probability from which a pixel belongs to the mask.
 
     Returns:
-        (H, W) mean probability, and the signs.
+        (H, W) mask as `cut_mask` leaves it, and the signs; they are of masks cut in that way.
     """
     joint = views_VHW.mean(0).astype(np.float32)
-    mask = joint > threshold
-    overlaps = [_iou(view > threshold, mask) for view in views_VHW]
+    mask = cut_mask(joint, threshold)
+    overlaps = [_iou(cut_mask(view, threshold), mask) for view in views_VHW]
+    surest = cut_mask(joint, min(2 * threshold, _SUREST))
     height, width = mask.shape
-    return joint, MaskSigns(
+    return mask, MaskSigns(
         confidence=float(np.abs(2 * joint - 1).mean()),
         agreement=float(np.mean(overlaps)),
-        stability=_iou(joint > min(2 * threshold, _SUREST), joint > threshold / 2),
+        stability=_iou(surest, cut_mask(joint, threshold / 2)),
         expected_overlap=float(joint[mask].sum() / (mask.sum() + joint[~mask].sum() + 1e-6)),
         worst_agreement=float(np.min(overlaps)),
         side_agreement=1.0 - _mean_gap(mask),

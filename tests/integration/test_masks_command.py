@@ -139,11 +139,11 @@ def test_an_interruption_while_labelling_keeps_the_photos_done(
     label_boxes = labeller.label_boxes
     seen: list[int] = []
 
-    def stop_at_third(*arguments: Any) -> Any:
+    def stop_at_third(*arguments: Any, **options: Any) -> Any:
         seen.append(len(seen))
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return label_boxes(*arguments)
+        return label_boxes(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(labeller, "label_boxes", stop_at_third)

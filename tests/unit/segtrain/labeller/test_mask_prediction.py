@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 from pipeline.resources import labeller_path
 from pipeline.synth import draw_pattern_tiles, draw_scene, list_objects
 from segtrain.errors import CheckpointError
-from segtrain.labeller import Labeller, label_boxes, load_labeller
+from segtrain.labeller import Labeller, ObjectMask, label_boxes, load_labeller
 from segtrain.labeller.crop_network import (
     CropNetwork,
     build_crop_network,
@@ -73,6 +73,25 @@ def test_a_mask_does_not_depend_on_its_neighbours_in_the_batch(shipped: Labeller
     (alone,) = label_boxes(shipped, image, box[None])
     together = label_boxes(shipped, image, others)[0]
     assert _iou(alone.whole(), together.whole()) > 0.98
+
+
+def test_objects_of_one_class_keep_apart(shipped: Labeller) -> None:
+    """Of a disc a second box of its class claims a part; one of another class changes nothing."""
+    image, _, box, _ = draw_disc(2)
+    half_aside = np.array([1, 0, 1, 0], np.float32) * (box[2] - box[0]) / 2
+    boxes = np.stack([box, box + half_aside])
+    apart = label_boxes(shipped, image, boxes, classes=[4, 4])
+    mixed = label_boxes(shipped, image, boxes, classes=[4, 5])
+    alone = label_boxes(shipped, image, boxes)
+    for a, b in zip(alone, mixed, strict=True):
+        np.testing.assert_array_equal(a.whole(), b.whole())
+
+    def shared(masks: list[ObjectMask]) -> int:
+        return int((masks[0].whole() & masks[1].whole()).sum())
+
+    assert 0 <= shared(apart) < shared(alone)
+    with pytest.raises(ValueError, match=r"classes of shape \(1,\) for 2 boxes"):
+        label_boxes(shipped, image, boxes, classes=[4])
 
 
 def test_touched_pixels_hold_the_box() -> None:

@@ -14,8 +14,8 @@ from segtrain.labeller.mask_scores import (
     MaskSigns,
     ScoreCalibration,
     _monotone,
+    cut_views,
     fit_calibration,
-    measure_signs,
 )
 
 SIGNS = MaskSigns(
@@ -34,8 +34,8 @@ SIGNS = MaskSigns(
 def test_sure_views_that_agree_get_full_signs() -> None:
     view = np.zeros((10, 20), np.float32)
     view[2:8, 5:15] = 1.0
-    joint, signs = measure_signs(np.stack([view, view]), 0.0)
-    np.testing.assert_array_equal(joint, view)
+    mask, signs = cut_views(np.stack([view, view]), 0.0)
+    np.testing.assert_array_equal(mask, view > 0)
     assert signs.confidence == 1.0
     assert signs.agreement == signs.worst_agreement == 1.0
     assert signs.side_agreement == pytest.approx(1 - np.mean([0.2, 0.2, 0.25, 0.25]))
@@ -45,7 +45,7 @@ def test_sure_views_that_agree_get_full_signs() -> None:
 def test_views_that_differ_lower_the_agreement() -> None:
     left, right = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
     left[:, :5], right[:, 3:] = 0.9, 0.8
-    _, signs = measure_signs(np.stack([left, right]), 0.0)
+    _, signs = cut_views(np.stack([left, right]), 0.0)
     assert signs.agreement < 0.9
     assert signs.confidence < 0.8
 
@@ -54,16 +54,16 @@ def test_a_doubtful_rim_lowers_stability_and_expected_overlap() -> None:
     view = np.zeros((10, 10), np.float32)
     view[1:9, 1:9] = 0.4
     view[3:7, 3:7] = 1.0
-    _, signs = measure_signs(np.stack([view, view]), 0.0, threshold=0.3)
+    _, signs = cut_views(np.stack([view, view]), 0.0, threshold=0.3)
     assert signs.agreement == 1.0
     assert signs.stability == pytest.approx(16 / 64)
     assert signs.expected_overlap == pytest.approx((16 + 0.4 * 48) / 64)
-    _, signs = measure_signs(np.stack([view, view]), 0.0, threshold=0.45)
+    _, signs = cut_views(np.stack([view, view]), 0.0, threshold=0.45)
     assert signs.expected_overlap == pytest.approx(16 / (16 + 0.4 * 48))
 
 
 def test_no_mask_touches_no_side() -> None:
-    _, signs = measure_signs(np.zeros((2, 6, 6), np.float32), 0.0)
+    _, signs = cut_views(np.zeros((2, 6, 6), np.float32), 0.0)
     assert signs.side_agreement == 0.0
     assert signs.fill == 0.0
 
@@ -130,6 +130,6 @@ def test_pixels_likelier_than_half_of_the_dice_belong_to_the_mask() -> None:
     views = np.full((1, 8, 8), 0.02, np.float32)
     views[0, 2:6, 2:6] = 0.45
     views[0, 3:5, 3:5] = 0.98
-    _, signs = measure_signs(views, spill=0.0)
+    _, signs = cut_views(views, spill=0.0)
     assert signs.fill == 16 / 64
-    assert measure_signs(views, 0.0, threshold=0.6)[1].fill == 4 / 64
+    assert cut_views(views, 0.0, threshold=0.6)[1].fill == 4 / 64
