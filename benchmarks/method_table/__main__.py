@@ -23,7 +23,11 @@ from segtrain.run.resume_rules import describe_file
 
 # The first of the laboratory's.
 _NUM_SCENES = {"train": 300, "choose": 80, "test": 80}
-_LABELLERS = {"labels": False, "labels-with-depth": True}
+LABELLERS = {
+    "labels": {"reads_depth": False, "learns_painted": False},
+    "labels-with-depth": {"reads_depth": True, "learns_painted": False},
+    "labels-salient": {"reads_depth": False, "learns_painted": True},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -140,14 +144,14 @@ def _plan(
             start = folder / "start.pth"
             needs = [ask({"row": "start", "seed": seed}, train_start, **shared, folder=folder)]
         masks = row.masks
-        if masks in _LABELLERS:
+        if masks in LABELLERS:
             masks = f"{row.masks}-{seed}"
             needs.append(
                 ask(
                     {"row": row.masks, "seed": seed},
                     label_scenes,
                     name=masks,
-                    reads_depth=_LABELLERS[row.masks],
+                    **LABELLERS[row.masks],
                     split=split,
                     iterations=budget.label_iterations,
                     seed=seed,

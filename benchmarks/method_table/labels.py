@@ -11,12 +11,19 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from benchmarks.method_table.scenes import Scenes, read_annotations, write_masks
+from benchmarks.method_table.scenes import (
+    Scenes,
+    make_start_scenes,
+    read_annotations,
+    write_masks,
+)
 from depthcache import DepthCache, decode_image, image_key
+from pipeline.masks.salient_objects import read_salient_objects
 from pipeline.resources import labeller_path
 from segtrain.labeller import (
     BoxedPhoto,
     LabellerSettings,
+    MaskedCrops,
     adapt_labeller,
     label_boxes,
     load_labeller,
@@ -30,6 +37,7 @@ def label_scenes(
     name: str,
     *,
     reads_depth: bool,
+    learns_painted: bool,
     split: str,
     iterations: int,
     seed: int,
@@ -41,6 +49,7 @@ def label_scenes(
         scenes: where.
         name: of the training split's COCO file with these masks.
         reads_depth: sensed depth as loss and input.
+        learns_painted: masks of painted scenes beside the boxes, as BoxCaseg salient objects.
         split: on whose boxes the labeller itself is measured.
         iterations: steps of the adaptation.
         seed: of its order and margins.
@@ -52,11 +61,18 @@ def label_scenes(
     settings = LabellerSettings(
         depth="both" if reads_depth else "off", max_iterations=iterations, seed=seed
     )
+    known_crops = None
+    if learns_painted:
+        make_start_scenes(scenes)
+        painted = read_salient_objects(scenes.annotations("start"), scenes.images("start"))
+        description = load_labeller(labeller_path()).network.description
+        known_crops = MaskedCrops(painted, settings, description)
     weights = adapt_labeller(
         list_photos(scenes, "train"),
         settings,
         scenes.folder / "labellers" / name,
         start=labeller_path(),
+        known_crops=known_crops,
         on_progress=lambda done, *_: on_progress(f"iteration {done}"),
     )
     labeller = load_labeller(weights, uses_depth=reads_depth)
@@ -70,6 +86,7 @@ def label_scenes(
                 photo.load_image(),
                 photo.boxes,
                 photo.load_inverse_depth() if photo.load_inverse_depth else None,
+                classes=[0] * len(photo.boxes),
             )
         ]
     write_masks(scenes, "train", name, found["train"])
@@ -80,7 +97,7 @@ def label_scenes(
 
 
 def list_photos(scenes: Scenes, split: str) -> list[BoxedPhoto]:
-    """The split's pictures that have boxes, in the order of its annotations."""
+    """The split's pictures that have boxes, all of one class, in the order of its annotations."""
     cache = DepthCache.open(scenes.depth(split, "sensed"))
     document = json.loads(scenes.annotations(split).read_text())
     boxes: dict[int, list[list[float]]] = {}

@@ -17,7 +17,7 @@ class Row:
         changes: settings on top of it, by their names in the config.
         depth: `sensed`, `predicted`, or empty where the config reads none.
         masks: what annotated masks are where the config reads them: `true`, `filled` boxes,
-            `labels` of the labeller, `labels-with-depth`.
+            `labels` of the labeller, `labels-with-depth`, `labels-salient`.
         tier: all seeds of a lower tier come first.
     """
 
@@ -115,6 +115,12 @@ ROWS: dict[str, Row] = {
         title="Mask R-CNN on the labeller's masks, which read sensed depth",
         config="demo/mask_rcnn",
         masks="labels-with-depth",
+        tier=1,
+    ),
+    "box_caseg": Row(
+        title="BoxCaseg: Mask R-CNN on masks from boxes and salient (painted) objects",
+        config="demo/mask_rcnn",
+        masks="labels-salient",
         tier=1,
     ),
     "layer": _ablation("BoxInst + depth layer", "ablation/depth_layer"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.mask_lab.splits import NUM_SCENES, SEEDS
-from benchmarks.method_table.__main__ import main
+from benchmarks.method_table.__main__ import LABELLERS, main
 from benchmarks.method_table.rows import ROWS
 from benchmarks.method_table.scenes import Scenes
 from benchmarks.method_table.table import draw_table, read_results
@@ -33,14 +33,14 @@ TINY = [text for name, value in _SIZES.items() for text in (f"--{name}", str(val
 
 def test_rows_train_resume_and_compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["run", "--output", str(tmp_path), *TINY, "--seeds", "0", "--rows"]
-    main([*command, "boxinst", "labelled"])
+    main([*command, "boxinst", "box_caseg"])
     main([*command, "boxinst", "paper_predicted"])
     capfd.readouterr()
-    main([*command, "boxinst", "labelled", "paper_predicted"])
+    main([*command, "boxinst", "box_caseg", "paper_predicted"])
     assert "nothing is missing" in capfd.readouterr().out
     runs = read_results(tmp_path / "results.jsonl", "choose")
     assert [run["row"] for run in runs] == [
-        "start", "boxinst", "labels", "labelled", "predicted-depth",
+        "start", "boxinst", "labels-salient", "box_caseg", "predicted-depth",
         "paper_predicted",
     ]  # fmt: skip
     for run in runs:
@@ -52,7 +52,7 @@ def test_rows_train_resume_and_compare(tmp_path: Path, capfd: pytest.CaptureFixt
     assert runs[-1]["depth"] == runs[-2]["fingerprint"]
     assert {"loss_dice", "loss_consistency", "loss_depth"} <= runs[-1]["last"].keys()
     table = draw_table(runs)
-    for name in ("boxinst", "labelled", "paper_predicted"):
+    for name in ("boxinst", "box_caseg", "paper_predicted"):
         assert ROWS[name].title in table
     assert not read_results(tmp_path / "results.jsonl", "test")
 
@@ -98,4 +98,4 @@ def test_results_skip_errors_and_unfinished_lines(tmp_path: Path) -> None:
 
 
 def test_no_row_is_named_like_the_work_that_comes_before_rows() -> None:
-    assert not ROWS.keys() & {"start", "predicted-depth", "labels", "labels-with-depth"}
+    assert not ROWS.keys() & {"start", "predicted-depth", *LABELLERS}
