@@ -90,13 +90,13 @@ class Day:
         for name, part in parts.items():
             started = time.monotonic()
             if self.seconds_left() < 0:
-                self._fail(name, "not run: the time is up")
+                self.fail(name, "not run: the time is up")
                 continue
             try:
                 part(self)
             except Exception as error:
                 traceback.print_exc()
-                self._fail(name, f"{type(error).__name__}: {str(error)[:200]}")
+                self.fail(name, f"{type(error).__name__}: {str(error)[:200]}")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
@@ -110,7 +110,8 @@ class Day:
         self.rows.append({"part": part, "what": what, **figures})
         print(self.rows[-1], flush=True)
 
-    def _fail(self, part: str, why: str) -> None:
+    def fail(self, part: str, why: str) -> None:
+        """Record that a part, or something in it, did not work."""
         self.problems.append(f"{part}: {why}")
         self.add(part, why)
 
@@ -524,6 +525,7 @@ def draw_boxed_scenes(number: int) -> list[tuple[Any, Any]]:
 def miniature(day: Day) -> None:
     """What supervision is worth to detectors on held-out scenes; `method_table` has all rows."""
     from benchmarks.method_table.table import read_results
+    from depthcache.storage.durable_files import read_json_lines
 
     output = day.work / "method-table"
     words = ["run", "--output", output, "--seconds", day.seconds_left(), *day.sizes.table.split()]
@@ -532,6 +534,9 @@ def miniature(day: Day) -> None:
         cwd=REPOSITORY, check=True,
     )  # fmt: skip
     runs = [run for run in read_results(output / "results.jsonl", "test") if "mask" in run]
+    for run in read_json_lines(output / "results.jsonl"):
+        if "error" in run:
+            day.fail("miniature", f"{run['row']}, seed {run['seed']}: {run['error']}")
     if not runs:
         raise RuntimeError("no row of the table was done in the time that was left")
     for row in dict.fromkeys(run["row"] for run in runs):

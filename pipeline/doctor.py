@@ -16,7 +16,12 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 from pipeline.model_hub import HUB_REMEDY, find_hub_problem, hub_address
 from pipeline.output import format_bytes
-from pipeline.process_settings import MALLOC_SETTINGS
+from pipeline.process_settings import (
+    MALLOC_SETTINGS,
+    THREAD_CHOICES,
+    THREAD_SETTINGS,
+    missing_settings,
+)
 
 _MIN_FREE_BYTES = 5 * 1024**3
 _PACKAGES_BY_EXTRA = {
@@ -223,13 +228,25 @@ def _check_malloc() -> Iterable[Finding]:
 
 
 def _check_threads() -> Iterable[Finding]:
-    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
+    set_by_command = missing_settings(["train"], os.environ, libc="")
+    chosen = {name: os.environ[name] for name in THREAD_CHOICES if name in os.environ}
+    wanted = " ".join(f"{name}={value}" for name, value in THREAD_SETTINGS.items())
+    slow = "beside other work on the machine a step takes many times as long"
+    if chosen.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
         yield Finding(
             name="threads",
             status="warning",
             value="OMP_WAIT_POLICY=ACTIVE is set in the environment",
-            remedy="unset it: beside other work on the machine, threads that spin while they wait "
-            "make a step take many times as long",
+            remedy=f"unset it: threads spin while they wait, so that {slow}",
+        )
+    elif chosen:
+        yield Finding(name="threads", status="ok", value=f"wait as the environment says: {chosen}")
+    elif not set_by_command:
+        yield Finding(
+            name="threads",
+            status="warning",
+            value="PIPELINE_NO_REEXEC is set, so threads spin long while they wait",
+            remedy=f"unset it, or set {wanted}: {slow}",
         )
     else:
         value = "soon sleep while they wait, where commands train or predict"

@@ -23,7 +23,8 @@ MALLOC_SETTINGS: Mapping[str, str] = {
 }
 # Turns of a waiting loop before a thread sleeps, tens of microseconds; GNU waits for 300,000.
 THREAD_SETTINGS: Mapping[str, str] = {"GOMP_SPINCOUNT": "10000"}
-_OTHER_THREAD_SETTINGS = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+# Whoever sets one of these has chosen.
+THREAD_CHOICES = (*THREAD_SETTINGS, "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 COMMANDS_WITH_TENSORS = frozenset(
     {"demo", "depth", "train", "eval", "predict", "label", "masks", "run", "resume"}
 )
@@ -60,7 +61,7 @@ def missing_settings(
     if environment.get("PIPELINE_NO_REEXEC", "0") not in ("", "0"):
         return {}
     missing: dict[str, str] = {}
-    if not any(name in environment for name in (*THREAD_SETTINGS, *_OTHER_THREAD_SETTINGS)):
+    if not any(name in environment for name in THREAD_CHOICES):
         missing |= THREAD_SETTINGS
     is_chosen = "LD_PRELOAD" in environment or any(name in environment for name in MALLOC_SETTINGS)
     if libc == "glibc" and not is_chosen:
