@@ -17,7 +17,7 @@ from benchmarks.method_table.processes import Job, run_jobs
 from benchmarks.method_table.rows import ROWS
 from benchmarks.method_table.scenes import Scenes, make_scenes, make_start_scenes, predict_depth
 from benchmarks.method_table.table import draw_table, read_results
-from benchmarks.method_table.training import Budget, run_row, train_start, warm_up
+from benchmarks.method_table.training import BUDGETS, Budget, run_row, train_start, warm_up
 from pipeline.resources import demo_dpt_path
 from segtrain.run.resume_rules import describe_file
 
@@ -44,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.add_argument("--depth-model", type=Path, help="for predicted depth, if it exists by then")
     run.add_argument("--scratch", type=Path, help="for pictures and weights; else in the output")
     run.add_argument("--num-scenes", type=int, help="of each split; for trying the command")
+    run.add_argument(
+        "--budget", default="gpu", choices=list(BUDGETS), help="what follows changes it"
+    )
     for field in dataclasses.fields(Budget):
-        run.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
-        )
+        run.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
     table = verbs.add_parser("table", help="print what was measured as markdown")
     for verb in (run, table):
         verb.add_argument("--split", default="test", choices=["choose", "test"])
@@ -65,7 +66,9 @@ def run_missing(arguments: argparse.Namespace) -> None:
     began = time.time()
     file = arguments.output / "results.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    budget = Budget(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Budget)})
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Budget)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    budget = dataclasses.replace(BUDGETS[arguments.budget], **changes)
     arguments.scratch = arguments.scratch or arguments.output
     scenes = Scenes(
         folder=arguments.scratch / "scenes",

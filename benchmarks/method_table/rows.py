@@ -147,6 +147,11 @@ ROWS: dict[str, Row] = {
         "baselines/disco_box_r50",
         model__distillation__reads_depth=True,
     ),
+    "bbtp_depth": _ablation(
+        "BBTP, smooth where depth links",
+        "baselines/bbtp_r50",
+        model__supervision__smooth_along_depth=True,
+    ),
     "control_near": Row(
         title="control, around the box",
         config=_BOXINST,

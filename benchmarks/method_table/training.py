@@ -69,6 +69,13 @@ class Budget:
     precision: str = "fp32"
 
 
+# A GPU takes all rows of three seeds within ten minutes; two CPU cores take minutes a row.
+BUDGETS = {
+    "gpu": Budget(),
+    "cpu": Budget(iterations=80, batch=4, short_side=256, teacher_side=384, label_iterations=60),
+}
+
+
 class KnownMasks(Supervision):
     """Annotated masks teach, boxes without one do not: they are there to be found."""
 
