@@ -27,11 +27,10 @@ from pipeline.datasets.label_studio_brush import encode_brush
 from pipeline.datasets.mask_polygons import bridge_polygons, flatten_polygons, mask_polygons
 from pipeline.errors import UsageError
 from pipeline.runs.manifest import write_atomically
-from segtrain.data.segmentations import decode_segmentation
+from segtrain.data.segmentations import FILLED_BOX, decode_segmentation
 from segtrain.errors import DatasetError
 
 Mask = npt.NDArray[np.bool_]
-FILLED_BOX = "filled_box"
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.datasets.mask_formats import FILLED_BOX
-from segtrain.data.segmentations import decode_segmentation, encode_mask
+from segtrain.data.segmentations import FILLED_BOX, decode_segmentation, encode_mask
 
 NO_MASK = "none"
 # A larger share of filled boxes says that something is wrong with the boxes or the adaptation.

@@ -9,10 +9,9 @@ from typing import Any
 
 from pycocotools import mask as mask_api
 
-from pipeline.datasets.mask_formats import FILLED_BOX
 from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
-from segtrain.data.segmentations import decode_segmentation
+from segtrain.data.segmentations import FILLED_BOX, decode_segmentation
 from segtrain.errors import DatasetError
 from segtrain.labeller import (
     WEIGHTS_NAME,

@@ -93,7 +93,8 @@ def open_photo_depth(
     """
     cache = DepthCache.open(url, fingerprint=fingerprint)
     keys = [image_key(path.read_bytes()) for path in photos]
-    num_missing = sum(key in set(cache.missing(set(keys))) for key in keys)
+    missing = set(cache.missing(set(keys)))
+    num_missing = sum(key in missing for key in keys)
     if num_missing == len(keys):
         raise UsageError(
             f"the depth cache {url} has a map of none of the {len(keys)} photos; give --model, "

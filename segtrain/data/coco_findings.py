@@ -35,6 +35,9 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
         "image without usable boxes",
         "data.keep_images_without_boxes=True trains on it as background; else it is left out",
     ),
+    "filled_box": FindingKind(
+        "handled", "filled box, of which no mask was found: it teaches as a box, not as a mask"
+    ),
     "crowd_box": FindingKind("handled", "crowd annotation; ignored in training and evaluation"),
     "annotation_without_id": FindingKind("handled", "annotation has no id; its place names it"),
     "category_id_gap": FindingKind("handled", "category ids have gaps; mapped to 0…K−1"),

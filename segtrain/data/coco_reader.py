@@ -29,7 +29,7 @@ from typing import Any
 from segtrain.data.box_coordinates import Box, clip_box, find_mistake_of_all
 from segtrain.data.coco_document import load_coco_document
 from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable, shorten
-from segtrain.data.segmentations import check_segmentation
+from segtrain.data.segmentations import FILLED_BOX, check_segmentation
 
 Id = int | str
 
@@ -312,6 +312,9 @@ class _AnnotationReader:
         record = self.records[image_index]
         is_crowd = bool(read_crowd_flag(entry.get("iscrowd")))
         segmentation = entry.get("segmentation") or None if self.masks else None
+        if segmentation is not None and entry.get("mask_source") == FILLED_BOX:
+            say("filled_box", f"mask_source={FILLED_BOX}, whose segmentation is its box")
+            segmentation = None
         if segmentation is not None:
             problem = check_segmentation(segmentation, record.height, record.width)
             if problem is not None:

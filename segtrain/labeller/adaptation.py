@@ -362,11 +362,11 @@ class _Adaptation:
             self.has_warned = True
             logger.warning(
                 "masks fill %.0f %% of their boxes: they have collapsed to %s. Check the boxes "
-                "with `pipeline data check`; else lower learning_rate=%g or raise margin_high=%g",
+                "with `pipeline data check`; if they are right, label with the weights that this "
+                "started from (`pipeline masks --minutes 0`), or lower learning_rate=%g",
                 100 * self.fill,
                 "the boxes" if self.fill >= high else "nothing",
                 self.settings.learning_rate,
-                self.settings.margin_high,
             )
 
     def save(self) -> None:

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # Masks that fill this share of their boxes are boxes: projection loss alone can do that.
 FULL_BOX_RATIO = 0.95
+# Masks that fill less of their boxes after this share of a run do not come back by themselves.
+_EMPTY_MASK_RATIO, _SHARE_TO_OPEN = 0.02, 0.2
 FILL_RATIO_METRIC = "mask_box_fill_ratio"
 
 
@@ -79,7 +81,7 @@ def log_start(
 def report_progress(
     log: MetricsLog, iteration: int, max_iter: int, means: dict[str, float]
 ) -> None:
-    """Write a row, log a line, and warn when masks turn into boxes."""
+    """Write a row, log a line, and warn when masks turn into boxes or into nothing."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         means["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     log.append(iteration, means)
@@ -100,6 +102,12 @@ def report_progress(
         logger.warning(
             "masks fill %.0f%% of their boxes: they are turning into boxes; a longer warm-up "
             "of the pairwise losses or a lower learning rate helps",
+            100 * fill,
+        )
+    elif fill < _EMPTY_MASK_RATIO and iteration >= _SHARE_TO_OPEN * max_iter:
+        logger.warning(
+            "masks fill %.1f%% of their boxes: they are empty; with the depth layer "
+            "model.depth_warmup=True lets them form first, without it a lower learning rate helps",
             100 * fill,
         )
 

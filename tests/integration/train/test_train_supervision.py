@@ -280,6 +280,18 @@ def test_accumulated_parts_take_the_step_of_the_joint_batch(
     _assert_same_gradients(joint, parts)
 
 
+def test_log_tells_of_masks_that_are_empty(
+    tmp_path: Path, load_tiny: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = Trainer(load_tiny(ONE_STEP), tmp_path / "a", resume=False).model.state_dict()
+    state["controller.bias"][-1] = -50.0
+    save_atomically({"model": state}, tmp_path / "empty.pth")
+    changes = ONE_STEP | {"train.init_checkpoint": str(tmp_path / "empty.pth")}
+    train_model(load_tiny(changes), tmp_path / "b", resume=False)
+    assert "masks fill 0.0% of their boxes: they are empty" in caplog.text
+    assert "model.depth_warmup=True" in caplog.text
+
+
 def test_log_tells_the_scaled_learning_rate_and_masks_that_are_boxes(
     tmp_path: Path, load_tiny: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -53,6 +53,20 @@ def _kinds(document: dict[str, Any], *, masks: bool = False) -> dict[str, int]:
     return dict(Counter(finding.kind for finding in read_coco(document, masks=masks).findings))
 
 
+def test_a_filled_box_teaches_as_a_box() -> None:
+    """A labeller that found nothing says so in `mask_source`; a rectangle is to teach no mask."""
+    rectangle = [[10, 10, 50, 10, 50, 40, 10, 40]]
+    document = _changed("annotations", segmentation=rectangle, mask_source="labeller")
+    document["annotations"][0]["mask_source"] = "filled_box"
+    reading = read_coco(document, masks=True)
+    first, *others = [a for record in reading.records for a in record.annotations]
+    assert first.segmentation is None
+    assert all(annotation.segmentation == rectangle for annotation in others)
+    assert _kinds(document, masks=True)["filled_box"] == 1
+    assert "filled_box" not in _kinds(document)
+    require_usable(reading.findings, "masks.json")
+
+
 @pytest.mark.parametrize(
     "document",
     [
