@@ -177,9 +177,13 @@ def test_train_a_detector(run_recipe: Callable[..., None], folder: Path) -> None
 
 
 def test_own_boxes(run_recipe: Callable[..., None], folder: Path) -> None:
+    boxes = json.loads(Path("boxes.json").read_text())["annotations"]
+    # What the review page downloads after one mark.
+    Path("masks-to-redo.json").write_text(json.dumps({"annotation_ids": [boxes[0]["id"]]}))
     # Minutes are a user's; one iteration tells as much about the page.
     run_recipe("own-boxes", {"--minutes 10": "--minutes 0"})
-    boxes = json.loads(Path("boxes.json").read_text())["annotations"]
+    kept = json.loads(Path("good.json").read_text())["annotations"]
+    assert [item["id"] for item in kept] == [item["id"] for item in boxes[1:]]
     for name in ("masks", "masks-yolo", "masks-voc", "masks-depth"):
         masks = json.loads(Path(f"{name}.json").read_text())["annotations"]
         assert len(masks) == len(boxes), name
@@ -238,13 +242,28 @@ def test_published_checkpoint(run_recipe: Callable[..., None], folder: Path) -> 
 
     from pipeline.config import load_config
 
-    # Published checkpoints fit the config that ships, not the small one of the other recipes.
-    Path("configs/baselines/boxinst_r50.py").unlink()
+    # Published checkpoints fit the configs that ship, not the small ones of the other recipes.
+    for name in ("baselines/boxinst_r50", "coco/full_r50_1x"):
+        Path(f"configs/{name}.py").unlink()
     model = instantiate(load_config(REPOSITORY / "configs/baselines/boxinst_r50.py").model)
     torch.save({"model": model.state_dict()}, "boxinst_r50.pth")
-    run_recipe("published-checkpoint")
-    assert Path("converted.pth").is_file()
+    train = (
+        "train.max_iter=2 train.batch_size=2 train.device=cpu train.teacher_short_side=64"
+        " dataloader.train.augmentation.short_sides=[64] dataloader.train.num_workers=0"
+    )
+    small = {
+        "--out detections.json": "--out detections.json --set dataloader.test.short_side=96",
+        "depth.cache=depth/": f"depth.cache=depth/ {train}",
+    }
+    run_recipe("published-checkpoint", small)
     assert isinstance(json.loads(Path("detections.json").read_text()), list)
+    converted = torch.load("converted.pth", weights_only=True)["model"]
+    trained = torch.load("runs/from-boxinst/model_final.pth", weights_only=True)["model"]
+    # The stem is frozen, so it tells where training began; the depth layer came on the way.
+    stem = "backbone.bottom_up.stem.conv1.weight"
+    torch.testing.assert_close(trained[stem], converted[stem], rtol=0, atol=0)
+    new = {key for key in converted if trained[key].shape != converted[key].shape}
+    assert any("controller" in key for key in new)
 
 
 def test_coco(run_recipe: Callable[..., None], folder: Path) -> None:
