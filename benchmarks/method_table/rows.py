@@ -32,9 +32,10 @@ class Row:
 _BOXINST, _CONDINST = "baselines/boxinst_r50", "baselines/condinst_r50"
 _LAYER_AND_CONSISTENCY, _FULL = "ablation/depth_layer_consistency", "coco/full_r50_1x"
 
-# What won in the laboratory (docs/results.md), on top of the control: links are cut where depth is
-# not planar, and slant-invariant consistency has four times the weight; no gate. Its crops are
-# three times as large as the object; of a whole map colour inside the box is what sees the object.
+# What won in the laboratory (docs/notes/supervisions.md), on top of the control: links are cut
+# where depth is not planar, and slant-invariant consistency has four times the weight; no gate. Its
+# crops are three times as large as the object; of a whole map colour inside the box is what sees
+# the object.
 CHOSEN = {
     "model.color_everywhere": True,
     "model.color_cut_by_depth": True,

@@ -32,7 +32,7 @@ class LossSettings:
             depth has to beat, since consistency links the background too.
         color_everywhere_weight: its weight beside w(t).
         color_cut_by_depth: whether colour links only neighbours that slant-invariant depth links
-            too: what the laboratory of docs/results.md chose.
+            too: what the laboratory of docs/notes/supervisions.md chose.
         depth_weight: λ_depth, with the depth layer.
         depth_warmup: whether λ_depth grows as the pairwise terms do. Eq. 6 holds it constant, which
             a long learning-rate warm-up forgives; in a short schedule the depth loss then closes
