@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu_day
 
@@ -38,3 +41,16 @@ def test_a_part_that_fails_or_has_no_time_left_is_named(
     assert gpu_day.main(words) == 1
     assert gpu_day.main([*words, "--limit-seconds", "-1"]) == 1
     assert "not run: the time is up" in (tmp_path / "gpu_day.md").read_text()
+
+
+def test_steps_for_which_no_time_is_left_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = replace(gpu_day.TINY, short_sides=(64, 96))
+    day = gpu_day.Day(torch.device("cpu"), sizes, tmp_path, limit=60)
+    measured: list[Any] = []
+    monkeypatch.setattr(gpu_day, "measure_step", lambda _day, *case: measured.append(case))
+    monkeypatch.setattr(day, "seconds_left", lambda: 2.5 - len(measured))
+    gpu_day.steps(day)
+    assert measured == [(64, 2, "fp32"), (64, 2, "bf16"), (96, 2, "fp32")]
+    assert day.problems == ["step: short side 96, batch 2, bf16: not run, the time is up"]
