@@ -42,7 +42,7 @@ from segtrain.labeller.schedule import choose_crop_size
 from segtrain.labeller.shared_pixels import Pixels, SeenObject, paste_among_rivals
 from segtrain.precision import multiplies_bfloat16
 
-Source = Literal["labeller", "refined", "filled_box"]
+Source = Literal["labeller", "filled_box"]
 _CROPS_AT_ONCE = 32
 
 
@@ -80,8 +80,8 @@ class ObjectMask:
         crop: (h, w) bool, the mask in the pixels that the box touches.
         photo_size: height and width.
         score: IoU that the mask is expected to have, 0..1; 0 for a filled box.
-        source: `labeller`; `refined` after refinement; `filled_box` where the network found
-            nothing, or everything: such a mask says no more than its box.
+        source: `labeller`; `filled_box` where the network found nothing, or everything: such a
+            mask says no more than its box.
         signs: what the score was made from; None for a box without area.
         used_depth: whether depth was a hint.
     """
