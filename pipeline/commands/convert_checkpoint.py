@@ -63,10 +63,9 @@ def _baseline_config(state: Any) -> str:
 
 
 def _compare(config_name: str, weights: Path, *, allow_differences: bool) -> Any:
-    from detectron2.config import instantiate
-
     from pipeline.config import load_experiment
     from segtrain.exchange.published_checkpoints import load_weights
+    from segtrain.run.model_building import build_model
 
-    model = instantiate(load_experiment(config_name).model)
+    model = build_model(load_experiment(config_name))
     return load_weights(model, weights, allow_differences=allow_differences)

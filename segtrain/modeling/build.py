@@ -49,12 +49,16 @@ def build_condinst(
     if not isinstance(supervision, Supervision):
         supervision = MaskSupervision(LossSettings(supervision=supervision, **losses))  # type: ignore[arg-type]
     elif losses:
+        named = ", ".join(f"model.{name}" for name in losses)
         raise ValueError(
-            f"{', '.join(losses)}: nothing reads them with supervision={supervision.name}, which "
-            "has settings of its own; leave them out"
+            f"{named}: nothing reads them with model.supervision={supervision.name}, which has "
+            "settings of its own; start from a config without them, as that of another method is"
         )
     if supervision.name == "masks" and distillation is not None:
-        raise ValueError("supervision='masks' needs no teacher; set distillation to None")
+        raise ValueError(
+            "model.supervision=masks needs no teacher, but model.distillation is set; set "
+            "model.distillation=null train.distill_from=null, or model.supervision=mixed"
+        )
     return CondInst(
         backbone=backbone,
         num_classes=num_classes,

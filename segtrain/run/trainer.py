@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 from torch import nn
@@ -47,6 +46,7 @@ from segtrain.run.experiment import Experiment, read_experiment
 from segtrain.run.finite_steps import raise_non_finite, require_finite_losses
 from segtrain.run.joint_checkpoints import load_newest_state
 from segtrain.run.metrics_log import MetricsLog
+from segtrain.run.model_building import build_model
 from segtrain.run.optimizer import build_optimizer, scale_learning_rate
 from segtrain.run.processes import run_in_processes
 from segtrain.run.resume_rules import describe_refusal, describe_trajectory, find_changes
@@ -164,7 +164,7 @@ class Trainer:
         self.trajectory = describe_trajectory(
             self.experiment, None if self.depth is None else self.depth.fingerprint
         )
-        self.model: Any = instantiate(self.experiment.model)
+        self.model: Any = build_model(self.experiment)
         accelerate(self.model)
         require_consistent_settings(
             self.model, self.settings, self.experiment.data, self.experiment.depth

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.config import instantiate
 
 from segtrain.cpu_kernels.acceleration import accelerate
 from segtrain.data.mapper import make_test_input
@@ -20,6 +19,7 @@ from segtrain.errors import CheckpointError
 from segtrain.precision import autocast_to, choose_device
 from segtrain.run.checkpoints import load_state, load_weights
 from segtrain.run.experiment import read_experiment
+from segtrain.run.model_building import build_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ def load_trained_model(
 
     Raises:
         CheckpointError: the weights do not fit.
+        TrainingConfigError: a part of the model refuses its settings.
     """
     experiment = read_experiment(cfg)
     if experiment.data.num_classes is None:
@@ -81,7 +82,7 @@ def load_trained_model(
     settings, num_classes = experiment.train, experiment.data.num_classes
     assert num_classes is not None
     device = choose_device(settings.device)
-    network: Any = instantiate(experiment.model)
+    network: Any = build_model(experiment)
     extra = load_weights(network, weights)
     accelerate(network)
     # Maps are channels-last, and else every convolution would turn its weights again.

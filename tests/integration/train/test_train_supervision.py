@@ -16,6 +16,7 @@ from depthcache.storage.bucket import BucketStore
 from segtrain.distillation.box_teacher import BoxTeacherSettings
 from segtrain.distillation.disco_box import DiscoBoxSettings
 from segtrain.errors import ImageSizeMismatchError, NonFiniteLossError, TrainingConfigError
+from segtrain.losses.bbtp import BBTP
 from segtrain.run import trainer as training
 from segtrain.run.checkpoints import list_checkpoints, load_state, save_atomically
 from segtrain.run.train_settings import TrainSettings
@@ -158,6 +159,23 @@ def test_workers_read_depth_from_a_bucket(
             },
             r"depth.enabled=True.*reads_depth",
         ),
+        (
+            {"model.supervision": "masks", "data.use_masks": True},
+            r"set model.distillation=null train.distill_from=null",
+        ),
+        (
+            {"model.supervision": LazyCall(BBTP)()},
+            r"^model: model.color, .*model.consistency.*: nothing reads them.*supervision=BBTP",
+        ),
+        (
+            {"model.supervision": LazyCall(BBTP)(consistency_weight=-1.0)},
+            r"^model\.supervision: consistency_weight must be at least 0, got -1",
+        ),
+        (
+            {"model.distillation": LazyCall(BoxTeacherSettings)(min_iou=1.5)},
+            r"^model\.distillation: min_iou must be in .* got 1\.5",
+        ),
+        ({"model.depth_threshold": 0.0}, r"^model: depth_threshold must be in \(0, 1\], got 0"),
     ],
 )
 def test_contradicting_settings_are_refused(
