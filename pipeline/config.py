@@ -284,23 +284,11 @@ def _typed_text(text: str) -> str:
 
 def _is_parameter_of_target(node: Any, name: str) -> bool:
     """Whether `name` is an argument of the lazy call's target that the config leaves out."""
+    from segtrain.run.target_parameters import may_be_parameter
+
     if name.startswith("_") or not may_be_parameter(node.get("_target_"), name):
         return False
     return name in _parameters_of_target(node)
-
-
-def may_be_parameter(target: Any, name: str) -> bool:
-    """False if `name` stands nowhere in the source of segtrain, and the target is from there.
-
-    So most mistyped keys are told without importing the target, and torch, which takes seconds.
-    """
-    if not isinstance(target, str) or target.partition(".")[0] != "segtrain":
-        return True
-    import segtrain
-
-    word = re.compile(rf"\b{re.escape(name)}\b")
-    modules = Path(segtrain.__path__[0]).rglob("*.py")
-    return any(word.search(module.read_text(encoding="utf-8")) for module in modules)
 
 
 def _parameters_of_target(node: Any) -> dict[str, Any]:
@@ -316,17 +304,36 @@ def _parameters_of_target(node: Any) -> dict[str, Any]:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
         return {}
-    return {parameter.name: parameter.default for parameter in parameters}
+    # What stands for any further argument is the name of none.
+    given = (p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    return {parameter.name: parameter.default for parameter in given}
 
 
 def _unknown_key_message(config: Any, key: str) -> str:
-    known = list_keys(config)
-    similar = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    last = key.rpartition(".")[2]
-    similar += [name for name in known if name.rpartition(".")[2] == last and name not in similar]
-    if not similar:
-        tails = {name.rpartition(".")[2]: name for name in known}
-        similar = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=3)]
+    """Where a key leaves the config, and what there is there, or is spelled alike."""
+    from omegaconf import OmegaConf
+
+    node, path, parts = config, "", [part for part in re.split(r"[.\[\]]+", key) if part]
+    while OmegaConf.is_dict(node) and parts and parts[0] in node:
+        part = parts.pop(0)
+        node, path = node[part], f"{path}.{part}" if path else part
+    if node is None:
+        return f"--set {key}: {path} is null in this config; start from one that has it"
+    target: Any = to_jsonable(node.get("_target_")) if OmegaConf.is_dict(node) else None
+    fact = f"{target.rpartition('.')[2]} takes no {parts[0]}" if target else "there is no such key"
+    similar = _find_similar_keys(config, key)
     if similar:
-        return f"--set {key}: the config has no such key; did you mean {', '.join(similar[:3])}?"
-    return f"--set {key}: the config has no such key; top-level keys: {', '.join(map(str, config))}"
+        return f"--set {key}: {fact}; did you mean {', '.join(similar)}?"
+    if not OmegaConf.is_dict(node):
+        return f"--set {key}: {fact}; {path} is {node}"
+    names = ", ".join(str(name) for name in node if name != "_target_")
+    return f"--set {key}: {fact}; {path or 'the config'} has {names}"
+
+
+def _find_similar_keys(config: Any, key: str) -> list[str]:
+    """At most three keys whose last part is that of a key or nearly so, the most similar first."""
+    tails = {name: name.rpartition(".")[2] for name in list_keys(config)}
+    tail = key.rpartition(".")[2]
+    alike = difflib.get_close_matches(tail, list(set(tails.values())), n=9, cutoff=0.7)
+    names = [name for name in tails if tails[name] in alike]
+    return difflib.get_close_matches(key, names, n=3, cutoff=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from omegaconf import OmegaConf
@@ -68,6 +69,32 @@ def test_existing_keys_are_set(config, assignment, key, value):
 def test_unknown_key_is_refused_with_a_suggestion(config):
     with pytest.raises(UsageError, match=r"did you mean train\.max_iter"):
         apply_assignment(config, "train.max_itre=50")
+
+
+@pytest.mark.parametrize(
+    ("name", "assignment", "told"),
+    [
+        (
+            "baselines/mask_rcnn_r50.py",
+            "model.consistency=True",
+            "build_mask_rcnn takes no consistency; model has backbone, num_classes, head_channels,",
+        ),
+        (
+            "baselines/boxinst_r50.py",
+            "model.distillation.depth_matching=True",
+            "model.distillation is null in this config; start from one that has it",
+        ),
+        (
+            "baselines/bbtp_r50.py",
+            "model.supervision.consistency=True",
+            "BBTP takes no consistency; did you mean model.supervision.consistency_weight?",
+        ),
+        ("baselines/bbtp_r50.py", "train.max_iter.x=1", "no such key; train.max_iter is 90000"),
+    ],
+)
+def test_what_a_method_has_not_is_told_with_what_it_has(name, assignment, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        load_config(f"configs/{name}", [assignment])
 
 
 @pytest.mark.parametrize("assignment", ["model.third=1", "sizes[5]=1", "nothing", "=3"])
