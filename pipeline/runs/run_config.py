@@ -14,6 +14,7 @@ from pipeline.runs.experiment_files import SPLITS, is_demo_config
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
 from pipeline.runs.results import run_report_stage
 from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
+from segtrain.run.setting_rules import refuse_contradictions
 
 if TYPE_CHECKING:
     from segtrain.run.experiment import Experiment
@@ -34,7 +35,11 @@ def run_config(
 
     Returns:
         COCO metrics and the run's manifest.
+
+    Raises:
+        TrainingConfigError: settings contradict each other; told before depth is computed.
     """
+    refuse_contradictions(experiment)
     with locked_run(folder):
         command = ["run", config_name, "--output", str(folder)]
         for assignment in assignments:

@@ -39,6 +39,7 @@ from segtrain.run.resume_rules import (
     describe_trajectory,
     find_changes,
 )
+from segtrain.run.setting_rules import refuse_contradictions
 
 if TYPE_CHECKING:
     from depthcache import DepthCache
@@ -117,6 +118,7 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
 
     Raises:
         UsageError: the run was started as another experiment.
+        TrainingConfigError: settings contradict each other.
     """
     inputs = train_inputs(experiment)
     record = manifest.stages.get("train")
@@ -128,9 +130,8 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
     paths = existing_dataset_paths(experiment, "train")
     from segtrain.depth_source import open_depth
     from segtrain.run.dataset_records import read_training_data
-    from segtrain.run.train_settings import require_depth, surely_reads_depth
 
-    require_depth(experiment.depth, is_read=surely_reads_depth(experiment.model))
+    refuse_contradictions(experiment)
     cache = open_depth(experiment.depth)  # raises where there is none
     if cache is not None:
         tell_other_model(cache, experiment.depth.model)

@@ -40,7 +40,7 @@ def build_condinst(
 
     Raises:
         TypeError: an argument that nothing reads.
-        ValueError: arguments that contradict each other.
+        ValueError: settings of losses beside a supervision that has its own.
     """
     fcos, mask, losses = (
         {f.name: settings.pop(f.name) for f in dataclasses.fields(kind) if f.name in settings}
@@ -53,11 +53,6 @@ def build_condinst(
         raise ValueError(
             f"{named}: nothing reads them with model.supervision={supervision.name}, which has "
             "settings of its own; start from a config without them, as that of another method is"
-        )
-    if supervision.name == "masks" and distillation is not None:
-        raise ValueError(
-            "model.supervision=masks needs no teacher, but model.distillation is set; set "
-            "model.distillation=null train.distill_from=null, or model.supervision=mixed"
         )
     return CondInst(
         backbone=backbone,

@@ -1,4 +1,4 @@
-"""How long, how precisely and on what a run trains: settings, and what they must agree with.
+"""How long, how precisely and on what a run trains: settings, each checked for itself.
 
 Like every module of settings, it imports no torch: a mistyped config is refused before that.
 """
@@ -15,11 +15,8 @@ from segtrain.errors import TrainingConfigError
 from segtrain.run.schedule import fraction_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from segtrain.data.settings import DataSettings
-    from segtrain.depth_source import DepthSettings
-    from segtrain.modeling.trainable import TrainableModel
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -170,63 +167,6 @@ def require_precision(precision: str, device_type: str) -> None:
     """
     if precision == "fp16" and device_type == "cpu":
         raise TrainingConfigError("train.precision=fp16 needs a GPU; use bf16 on a CPU")
-
-
-def require_consistent_settings(
-    model: TrainableModel, train: TrainSettings, data: DataSettings, depth: DepthSettings
-) -> None:
-    """Refuse settings of which one asks for what another leaves out, before hours are spent.
-
-    Raises:
-        TrainingConfigError: names both settings.
-    """
-    if model.supervision.reads_masks != data.use_masks:
-        raise TrainingConfigError(
-            f"model.supervision={model.supervision.name!r} with data.use_masks={data.use_masks}: "
-            + (
-                "annotated masks would be read in vain; set data.use_masks=False, or "
-                "model.supervision=mixed to learn from them"
-                if data.use_masks
-                else "it needs annotated masks; set data.use_masks=True"
-            )
-        )
-    require_depth(depth, is_read=model.needs_depth)
-    if train.distill_from is not None and model.distillation is None:
-        raise TrainingConfigError(
-            f"train.distill_from={train.distill_from} needs model.distillation, which is null; "
-            "set train.distill_from=null, or start from a config with distillation"
-        )
-    if train.distill_from is None and model.distillation and model.distillation.is_the_method:
-        raise TrainingConfigError(
-            f"train.distill_from=null, but {type(model.distillation).__name__} teaches by its "
-            "teacher alone; set train.distill_from=0.0, or model.distillation=null"
-        )
-
-
-def require_depth(depth: DepthSettings, *, is_read: bool) -> None:
-    """Refuse a config without depth whose losses read it.
-
-    Raises:
-        TrainingConfigError: names what to switch on or off.
-    """
-    if is_read and not depth.enabled:
-        raise TrainingConfigError(
-            "depth.enabled=False, but the model's losses read depth; set depth.enabled=True, or "
-            "switch off model.depth_layer, model.consistency and what reads depth in "
-            "model.distillation (depth_matching, reads_depth) and in model.supervision"
-        )
-
-
-def surely_reads_depth(model: Mapping[str, Any]) -> bool:
-    """Whether a config's call of the model reads depth for certain; the built model knows all.
-
-    Told without torch, which takes seconds to load: the commonest case is refused at once.
-    """
-    return (
-        model.get("_target_") == "segtrain.modeling.build.build_condinst"
-        and model.get("supervision", "boxes") in ("boxes", "mixed")
-        and model.get("consistency") is True
-    )
 
 
 def require_num_classes(categories: Sequence[object], num_classes: int | None, source: str) -> None:

@@ -51,11 +51,8 @@ from segtrain.run.optimizer import build_optimizer, scale_learning_rate
 from segtrain.run.processes import run_in_processes
 from segtrain.run.resume_rules import describe_refusal, describe_trajectory, find_changes
 from segtrain.run.schedule import learning_rate_factor
-from segtrain.run.train_settings import (
-    distillation_start,
-    require_consistent_settings,
-    require_precision,
-)
+from segtrain.run.setting_rules import facts_of_model, require_consistent_settings
+from segtrain.run.train_settings import distillation_start, require_precision
 from segtrain.run.training_data import Batch, iterate_training_batches
 from segtrain.run.training_log import MetricsWindow, log_start, report_progress
 
@@ -166,9 +163,7 @@ class Trainer:
         )
         self.model: Any = build_model(self.experiment)
         accelerate(self.model)
-        require_consistent_settings(
-            self.model, self.settings, self.experiment.data, self.experiment.depth
-        )
+        require_consistent_settings(facts_of_model(self.model), self.experiment)
         if self.settings.init_checkpoint:
             initialise_weights(self.model, self.settings.init_checkpoint)
         self.model.to(self.device)

@@ -115,6 +115,16 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
         ("train configs/demo/full.py --output {d}/file/run " + _DATA, "a part of this path"),
         ("train configs/demo/full.py --output {d}/run " + _DATA + " depth.enabled=False",
          "set depth.enabled=True"),
+        ("run configs/demo/full.py --output {d}/run --set depth.enabled=False",
+         "set depth.enabled=True"),
+        ("train configs/demo/mask_rcnn.py --output {d}/run " + _DATA + " data.use_masks=False",
+         "set data.use_masks=True"),
+        ("train configs/demo/boxinst.py --output {d}/run " + _DATA + " data.use_masks=True",
+         "set data.use_masks=False"),
+        ("train configs/demo/boxinst.py --output {d}/run " + _DATA + " train.distill_from=0.5",
+         "set train.distill_from=null"),
+        ("train configs/demo/full.py --output {d}/run " + _DATA + " data.use_masks=True"
+         " model.supervision=masks", "set model.distillation=null train.distill_from=null"),
         ("train configs/demo/boxinst.py --output {d}/run " + _DATA + " depth.enabled=False"
          " data.num_classes=5", "data.num_classes=1"),
         ("train configs/demo/boxinst.py --output {d}/run " + _DATA + " depth.enabled=False"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from segtrain.errors import CheckpointError
 from segtrain.run.checkpoints import initialise_weights
 from segtrain.run.optimizer import OptimizerSettings, scale_learning_rate
 from segtrain.run.schedule import ScheduleSettings, fraction_of
+from segtrain.run.setting_rules import facts_of_config, facts_of_model
 from segtrain.run.target_parameters import may_be_parameter
 from segtrain.run.train_settings import (
     TrainSettings,
     distillation_start,
     read_settings,
-    surely_reads_depth,
 )
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
@@ -74,7 +75,11 @@ def test_config_builds_its_model(name: str) -> None:
     model = _build_model(cfg)
     assert model.num_classes == data.num_classes
     assert model.needs_depth == depth.enabled
-    assert surely_reads_depth(OmegaConf.to_container(cfg.model)) <= model.needs_depth
+    known = asdict(facts_of_model(model))
+    told = facts_of_config(OmegaConf.to_container(cfg.model))
+    assert told is not None
+    # The config alone tells nothing that the model does not bear out.
+    assert {**known, **{field: v for field, v in asdict(told).items() if v is not None}} == known
     assert (model.distillation is not None) == (distillation_start(train) is not None)
     assert model.supervision.reads_masks == data.use_masks
     if isinstance(model.distillation, DistillationSettings):
