@@ -145,6 +145,12 @@ def _require_depth(facts: ModelFacts, *, is_enabled: bool) -> None:
             "switch off model.depth_layer, model.consistency and what reads depth in "
             "model.distillation (depth_matching, reads_depth) and in model.supervision"
         )
+    if facts.reads_depth is False and is_enabled:
+        raise TrainingConfigError(
+            "depth.enabled=True, but nothing in the model reads depth: maps would be computed and "
+            "read in vain; set depth.enabled=False, or switch on what reads it where the method "
+            "has that (model.depth_layer, model.consistency)"
+        )
 
 
 def _require_teacher(facts: ModelFacts, *, distill_from: float | None) -> None:

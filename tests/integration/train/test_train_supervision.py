@@ -143,6 +143,10 @@ def test_workers_read_depth_from_a_bucket(
         ({"data.use_masks": True}, "read in vain"),
         ({"depth.enabled": False}, "losses read depth"),
         (
+            {"model.depth_weight": 0.0, "model.consistency": False, "model.distillation": None},
+            "nothing in the model reads depth.*set depth.enabled=False",
+        ),
+        (
             {"train.distill_from": 0.5, "model.distillation": None},
             "train.distill_from=0.5 needs model.distillation",
         ),

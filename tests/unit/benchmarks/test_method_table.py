@@ -15,6 +15,7 @@ from benchmarks.method_table.scenes import Scenes
 from benchmarks.method_table.table import draw_table, read_results
 from benchmarks.method_table.training import Budget, make_config
 from segtrain.run.experiment import read_experiment
+from segtrain.run.setting_rules import refuse_contradictions
 
 _SIZES = {
     "num-scenes": 2,
@@ -77,6 +78,7 @@ def test_every_row_is_an_experiment_of_the_same_budget(name: str) -> None:
     found = read_experiment(make_config(row, scenes, budget, "test", 1, depth=row.depth))
     plain = read_experiment(make_config(ROWS["boxinst"], scenes, budget, "test", 1))
     assert found.depth.enabled == bool(row.depth)
+    refuse_contradictions(found)
     for part in ("optimizer", "schedule", "test_size"):
         assert getattr(found, part) == getattr(plain, part)
     assert found.train_loader.augmentation.short_sides == [336, 384, 432]
