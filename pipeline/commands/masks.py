@@ -127,18 +127,21 @@ def _read_request(
     """
     from pipeline.datasets.mask_formats import MASK_FORMATS, guess_mask_format
     from pipeline.masks.masks_request import DEPTH_MODES, MasksRequest
+    from pipeline.masks.reviewed_ids import read_reviewed_ids
     from segtrain.exchange.labeller_file import read_labeller_facts
 
     out, depth = given["out"], given["depth"]
     if (given["coco"] is None) == (given["boxes"] is None):
         raise UsageError("say where the boxes are: --coco BOXES.json, or --boxes EXPORT")
-    for path, what in ((given["coco"], "annotation file"), (given["start"], "labeller")):
-        if path is not None and not path.is_file():
-            raise UsageError(f"{what} {path} does not exist")
-        if path is not None and path.resolve() == out.resolve():
+    _refuse_absent_inputs(given)
+    for source, what in ((given["coco"], "annotation file"), (given["boxes"], "export of boxes"),
+                         (given["start"], "labeller")):  # fmt: skip
+        if source is not None and source.resolve() == out.resolve():
             raise UsageError(f"--out {out} would overwrite the {what}; choose another file")
     if given["start"] is not None:
         read_labeller_facts(given["start"])
+    if given["redo"] is not None:
+        read_reviewed_ids(given["redo"])
     if depth not in ("auto", *DEPTH_MODES):
         raise UsageError(f"--depth {depth!r}: choose one of auto, {', '.join(DEPTH_MODES)}")
     if (given["salient"] is None) != (given["salient_images"] is None):
@@ -154,6 +157,26 @@ def _read_request(
     name = out.stem if out.stem.startswith("masks") else f"masks-{out.stem}"
     run = output or Path("runs") / name
     return MasksRequest(run=run, review=review or run / "review.html", mask_format=chosen, **given)
+
+
+def _refuse_absent_inputs(given: dict[str, Any]) -> None:
+    """Refuse a path that is not there before a run folder is made, so that none is left behind.
+
+    Raises:
+        UsageError: names the first.
+    """
+    for option, what, is_there in (
+        ("coco", "annotation file", Path.is_file), ("boxes", "export of boxes", Path.exists),
+        ("images", "image folder", Path.is_dir), ("start", "labeller", Path.is_file),
+        ("salient", "masks to learn from", Path.exists),
+        ("salient_images", "image folder of --salient", Path.is_dir),
+    ):  # fmt: skip
+        path = given[option]
+        if path is not None and not is_there(path):
+            raise UsageError(
+                f"{what} {path} does not exist; correct --{option.replace('_', '-')}, or check "
+                "the folder that the command runs in"
+            )
 
 
 def _is_folder_format(mask_format: str) -> bool:

@@ -142,8 +142,6 @@ class _MasksRun:
     def _check(self) -> tuple[CocoReading, str]:
         """Read the boxes; names all that cannot be used before anything is computed."""
         request = self.request
-        if not request.images.is_dir():
-            raise UsageError(f"image folder {request.images} does not exist")
         with self.manifest.running("check", {"images": str(request.images)}) as record:
             coco = request.coco or self._import_boxes()
             reading = read_usable_boxes(coco, request.images)

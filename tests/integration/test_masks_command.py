@@ -272,6 +272,7 @@ def test_an_export_of_another_tool_is_taken_and_given_back(run: Run, work: Path)
         (["--boxes", "x"], "say where the boxes are"),
         (["--start", "none.safetensors"], "does not exist"),
         (["--out", "{0}/boxes.json"], "would overwrite"),
+        (["--redo", "{0}/boxes.json"], "is no list of annotation ids"),
         (["--out", "/proc/none/masks.json"], "cannot be written"),
     ],
 )
@@ -282,6 +283,29 @@ def test_what_makes_no_sense_is_refused_before_any_work(
     assert code == ExitCode.USAGE
     assert message in result["error"]["message"]
     assert not (work / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--coco", "--boxes", "--images", "--start", "--salient", "--salient-images", "--redo"],
+)
+def test_a_mistyped_path_leaves_no_run_that_status_would_show(
+    run: Run, work: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    absent = str(work / "absent")
+    whole = {
+        "--salient": ("--salient-images", str(work / "photos")),
+        "--salient-images": ("--salient", str(work / "boxes.json")),
+    }
+    if option in ("--coco", "--boxes"):
+        code, result = run(boxes=(option, absent))
+    else:
+        code, result = run(option, absent, *whole.get(option, ()))
+    assert code == ExitCode.USAGE
+    assert f"{absent} does not exist" in result["error"]["message"]
+    assert not (work / "run").exists()
+    invoke(["status", str(work), "--json"])
+    assert json.loads(capsys.readouterr().out)["runs"] == []
 
 
 def test_a_folder_without_any_of_the_photos_is_refused_before_the_adaptation(
