@@ -140,7 +140,14 @@ def _open_root(root: str | Path, work: str | Path | None) -> tuple[ServedRoot, P
     if "://" in text and not text.startswith("file://"):
         raise ValueError(f"a folder, s3:// or gs:// address can be served, not {text}")
     folder = Path(text.removeprefix("file://"))
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        # A service may begin with nothing; but a mistyped root looks the same to its readers.
+        folder.mkdir(parents=True, exist_ok=True)
+        log.warning(
+            "new, empty cache root %s: there was no such folder; if it should hold maps, stop and "
+            "check the spelling",
+            folder.resolve(),
+        )
     folder = folder.resolve()
     return LocalRoot(folder), folder / STATE_NAME
 

@@ -48,6 +48,8 @@ def list_caches(root: RootArgument, token: TokenOption = None, as_json: JsonOpti
         ]
         for cache in caches
     ]
+    if not rows and "://" not in root:
+        _refuse_other_folder(Path(root))
     text = (
         format_table(["cache", "maps", "segments", "size"], rows) if rows else f"no cache in {root}"
     )
@@ -360,6 +362,26 @@ def serve_root(
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """Refuse a folder without a cache in it, unless it may be a root that nothing was put in yet.
+
+    Raises:
+        UsageError: it is one cache rather than their root, or holds other things.
+    """
+    from depthcache.format.segment_format import FINGERPRINT
+
+    if (folder / FINGERPRINT).is_file():
+        raise UsageError(
+            f"{folder} is one cache, not a root of caches; name the folder around it, or "
+            f"`pipeline cache info {folder}`"
+        )
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UsageError(
+            f"{folder} is no cache root: it is not empty, and no folder in it has a {FINGERPRINT}; "
+            "name the ROOT of `pipeline depth --cache ROOT`"
+        )
 
 
 def _fields(value: object) -> Any:

@@ -138,6 +138,21 @@ def test_info_and_listing(capsys, root):
     assert (code, len(listing["caches"])) == (0, 1)
 
 
+def test_a_listing_tells_an_empty_root_from_a_folder_of_other_things(capsys, root, tmp_path):
+    (tmp_path / ".service").mkdir()  # a root that was served before anything was put in it
+    code, listing = _run(capsys, "cache", "ls", tmp_path)
+    assert (code, listing["caches"]) == (0, [])
+    (tmp_path / "notes.txt").write_text("not a cache")
+    code, refusal = _run(capsys, "cache", "ls", tmp_path)
+    assert code == 2
+    assert "is no cache root" in refusal["error"]["message"]
+    assert "pipeline depth --cache ROOT" in refusal["error"]["message"]
+    (cache,) = (path for path in root.iterdir() if path.is_dir())
+    code, refusal = _run(capsys, "cache", "ls", cache)
+    assert code == 2
+    assert f"pipeline cache info {cache}" in refusal["error"]["message"]
+
+
 def test_damage_ends_with_4_and_is_named(capsys, root, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)

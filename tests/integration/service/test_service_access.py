@@ -106,6 +106,16 @@ def test_a_client_over_its_rate_is_told_to_wait(
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
 
 
+def test_a_root_that_the_service_makes_is_announced_once(
+    tmp_path: Path, start_service: Callable[..., Any]
+) -> None:
+    root = tmp_path / "shared" / "depth"
+    for is_announced in (True, False):
+        service = start_service(root)
+        service.stop()
+        assert (f"new, empty cache root {root}" in service.log.read_text()) is is_announced
+
+
 def test_a_second_server_over_the_same_root_is_refused(
     service: tuple[Any, str, str], start_service: Callable[..., Any]
 ) -> None:
