@@ -1,18 +1,23 @@
-"""Progress of long work: a bar on a terminal, plain log lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain log lines elsewhere, a file for `status`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from depthcache.storage.durable_files import replaced_file
 from pipeline.output import format_seconds
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_FILES = 2.0
 
 
 class ProgressReporter:
@@ -23,6 +28,8 @@ class ProgressReporter:
         unit: plural noun of what is counted, for example `images`.
         on_terminal: draw a bar; by default when stderr is a terminal.
         seconds_between_lines: how often a plain line is written when there is no terminal.
+        kept_in: file of a run that other processes read the progress from (`read_progress`); of
+            work that is interrupted or fails it keeps the last count.
     """
 
     def __init__(
@@ -32,11 +39,15 @@ class ProgressReporter:
         *,
         on_terminal: bool | None = None,
         seconds_between_lines: float = _SECONDS_BETWEEN_LINES,
+        kept_in: Path | None = None,
     ) -> None:
         self.description = description
         self.unit = unit
         self.on_terminal = sys.stderr.isatty() if on_terminal is None else on_terminal
         self.seconds_between_lines = seconds_between_lines
+        self.kept_in = kept_in
+        self._last: dict[str, Any] = {}
+        self._last_kept = float("-inf")
         self._started = time.monotonic()
         self._first_count: int | None = None
         self._last_line = float("-inf")
@@ -75,13 +86,16 @@ class ProgressReporter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if exception is not None:
+            self._keep()
 
-    def update(self, num_done: int, num_total: int) -> None:
+    def update(self, num_done: int, num_total: int, loss: float | None = None) -> None:
         """Report that `num_done` of `num_total` are done.
 
         Args:
             num_done: count so far; what was done before the first call does not count for the rate.
             num_total: count at the end.
+            loss: of the last iteration, where something is learned.
         """
         now = time.monotonic()
         if self._first_count is None:
@@ -89,6 +103,18 @@ class ProgressReporter:
             self._started = now
         elapsed = now - self._started
         rate = (num_done - self._first_count) / elapsed if elapsed > 0 else 0.0
+        self._last = {
+            "doing": self.description,
+            "unit": self.unit,
+            "num_done": num_done,
+            "num_total": num_total,
+            "loss": loss,
+            "units_per_second": rate,
+            "seconds_left": (num_total - num_done) / rate if rate > 0 else None,
+        }
+        if num_done >= num_total or now - self._last_kept >= _SECONDS_BETWEEN_FILES:
+            self._last_kept = now
+            self._keep()
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=num_done, total=num_total, rate=f"{rate:.1f} {self.unit}/s"
@@ -96,26 +122,36 @@ class ProgressReporter:
             return
         if num_done >= num_total or now - self._last_line >= self.seconds_between_lines:
             self._last_line = now
-            logger.info(
-                "%s", format_progress_line(self.description, self.unit, num_done, num_total, rate)
-            )
+            logger.info("%s", format_progress_line(self._last))
+
+    def _keep(self) -> None:
+        """Replace the file, if there is one; a count that a power cut undoes is no loss."""
+        if self.kept_in is not None and self._last:
+            with replaced_file(self.kept_in, is_durable=False) as file:
+                file.write(json.dumps(self._last).encode())
 
 
-def format_progress_line(
-    description: str, unit: str, num_done: int, num_total: int, rate: float
-) -> str:
-    """One plain progress line.
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """The last counts that a `ProgressReporter` kept in a file; None where there is none.
 
-    Args:
-        description: what is being done.
-        unit: plural noun of what is counted.
-        num_done: count so far.
-        num_total: count at the end.
-        rate: units a second; 0 when not known yet.
+    Returns:
+        `doing`, `unit`, `num_done`, `num_total`, `loss` or None, `units_per_second` (0 when not
+        known yet) and `seconds_left` or None.
     """
-    line = f"{description}: {num_done}/{num_total} {unit}"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def format_progress_line(progress: Mapping[str, Any]) -> str:
+    """One plain line of the fields that `read_progress` names."""
+    unit, rate = progress["unit"], progress["units_per_second"]
+    line = f"{progress['doing']}: {progress['num_done']}/{progress['num_total']} {unit}"
+    if progress["loss"] is not None:
+        line += f", loss {progress['loss']:.3f}"
     if rate > 0:
-        line += f", {rate:.1f} {unit}/s"
-        if num_done < num_total:
-            line += f", {format_seconds((num_total - num_done) / rate)} left"
+        line += f", {rate:.{1 if rate >= 1 else 2}f} {unit}/s"
+        if progress["num_done"] < progress["num_total"]:
+            line += f", {format_seconds(progress['seconds_left'])} left"
     return line

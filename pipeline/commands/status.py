@@ -32,6 +32,7 @@ def show_status(
 
 def describe_run(folder: Path) -> dict[str, Any]:
     """State of a run: a stage that a killed process left as running is `stopped`."""
+    from pipeline.progress import read_progress
     from pipeline.runs.manifest import is_in_use, load_manifest
 
     manifest = load_manifest(folder)
@@ -51,7 +52,6 @@ def describe_run(folder: Path) -> dict[str, Any]:
             "started": record.started,
             "finished": record.finished,
         }
-    progress = find_progress(folder, manifest.config.get("resolved", {}))
     is_done = all(stage["state"] == "done" for stage in stages.values())
     if is_running:
         next_step = "running"
@@ -68,11 +68,12 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "config": manifest.config.get("path"),
         "changes": manifest.changes,
         "stages": stages,
-        "training": progress,
+        "progress": read_progress(manifest.progress_file),
+        "training": find_training(folder, manifest.config.get("resolved", {})),
     }
 
 
-def find_progress(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def find_training(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """How far the run's training came, by the last row of its metrics.jsonl.
 
     Args:
@@ -108,6 +109,8 @@ def find_progress(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None
 
 
 def _run_text(run: dict[str, Any]) -> str:
+    from pipeline.progress import format_progress_line
+
     rows = []
     for name, stage in run["stages"].items():
         counts = ", ".join(f"{count} {what}" for what, count in stage["counts"].items())
@@ -115,7 +118,9 @@ def _run_text(run: dict[str, Any]) -> str:
     lines = [f"{run['run']}  (updated {run['updated']})"]
     lines.append(format_table(["stage", "state", ""], rows))
     if run["training"] is not None:
-        lines.append(_progress_text(run["training"]))
+        lines.append(_training_text(run["training"]))
+    if run["progress"] is not None:
+        lines.append(format_progress_line(run["progress"]))
     lines.append(f"next: {_next_text(run)}")
     return "\n".join(lines)
 
@@ -133,12 +138,12 @@ def _next_text(run: dict[str, Any]) -> str:
     return "done"
 
 
-def _progress_text(progress: dict[str, Any]) -> str:
-    text = f"training: iteration {progress['iteration']}/{progress['max_iter']}"
-    if progress["total_loss"] is not None:
-        text += f", loss {progress['total_loss']:.3f}"
-    if progress["seconds_per_iteration"] is not None:
-        text += f", {progress['seconds_per_iteration']:.2f} s/iteration"
-        if progress["iteration"] < progress["max_iter"]:
-            text += f", {format_seconds(progress['seconds_left'])} left"
+def _training_text(training: dict[str, Any]) -> str:
+    text = f"training: iteration {training['iteration']}/{training['max_iter']}"
+    if training["total_loss"] is not None:
+        text += f", loss {training['total_loss']:.3f}"
+    if training["seconds_per_iteration"] is not None:
+        text += f", {training['seconds_per_iteration']:.2f} s/iteration"
+        if training["iteration"] < training["max_iter"]:
+            text += f", {format_seconds(training['seconds_left'])} left"
     return text

@@ -121,6 +121,7 @@ class _MasksRun:
         self.records = [record for record in self.reading.records if record.annotations]
         self.photos = [find_image_file(record.path) for record in self.records]
         self.photos_digest = digest_file_list(self.photos)
+        self.doing = "the depth maps"
         self.depth = self._find_depth()
         self.weights = self._adapt()
         self.journal = self._label()
@@ -234,6 +235,7 @@ class _MasksRun:
             settings.warmup_iterations,
             self._say,
             lambda tell: learn(photos, settings, folder, on_progress=tell, **given),
+            self.manifest.progress_file,
         )
 
     def _redo(self, ids: set[Any]) -> tuple[Path, LabelJournal]:
@@ -306,7 +308,7 @@ class _MasksRun:
         with (
             self.manifest.running("label", inputs) as stage,
             journal,
-            ProgressReporter("label", "photos") as bar,
+            ProgressReporter("label", "photos", kept_in=self.manifest.progress_file) as bar,
             contextlib.closing(
                 label_photos(
                     [self.records[index] for index in left],
@@ -381,7 +383,7 @@ class _MasksRun:
         self.is_news = True
         with (
             self.manifest.running("review", inputs) as record,
-            ProgressReporter("review", "photos") as bar,
+            ProgressReporter("review", "photos", kept_in=self.manifest.progress_file) as bar,
         ):
             written = write_review_page(
                 path,

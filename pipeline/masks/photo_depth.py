@@ -146,7 +146,7 @@ def compute_photo_depth(
     if is_news:
         tell_changes(manifest, "depth", inputs)
         with manifest.running("depth", inputs) as record:
-            summary = compute_depth_maps(photos, model, root)
+            summary = compute_depth_maps(photos, model, root, progress_file=manifest.progress_file)
             record.outputs = {"cache": str(summary.cache_url)}
             record.counts = depth_counts(summary)
             record.failures = list(summary.failures)

@@ -52,6 +52,7 @@ def learn_with_progress(
     warmup: int,
     say: Callable[[str], None],
     adapt: Callable[[Callable[[int, int, Mapping[str, float]], None]], Path],
+    progress_file: Path,
 ) -> tuple[Path, int]:
     """Adapt with a progress bar; the weights and the iterations made.
 
@@ -60,19 +61,20 @@ def learn_with_progress(
         warmup: iterations before the plan stands.
         say: told what is being done.
         adapt: adapts, and calls what it is given after each iteration.
+        progress_file: of the run, for `pipeline status`.
     """
     began, last = time.monotonic(), 0
 
-    def tell(iteration: int, total: int, _losses: Mapping[str, float]) -> None:
+    def tell(iteration: int, total: int, losses: Mapping[str, float]) -> None:
         nonlocal last
         last = iteration
         # How many iterations fit is known after the first few; until then, from their rate.
         fitting = int(minutes * 60 * iteration / max(time.monotonic() - began, 1e-3))
         total = max(min(total, fitting), iteration) if iteration < warmup else total
         say(f"the adaptation, {iteration} of {total} iterations")
-        bar.update(iteration, total)
+        bar.update(iteration, total, losses["loss"])
 
-    with ProgressReporter("adapt", "iterations") as bar:
+    with ProgressReporter("adapt", "iterations", kept_in=progress_file) as bar:
         return adapt(tell), last
 
 

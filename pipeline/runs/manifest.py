@@ -26,6 +26,7 @@ from pipeline.output import to_jsonable
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+_PROGRESS_NAME = "progress.json"
 State = Literal["pending", "running", "done", "failed", "interrupted"]
 _RECORDED_PACKAGES = (
     "boxdepth",
@@ -111,6 +112,11 @@ class Manifest:
     updated: str = ""
     changes: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def progress_file(self) -> Path:
+        """Where the stage that runs, or that was stopped, keeps how far it is; else absent."""
+        return self.folder / _PROGRESS_NAME
+
     def save(self) -> None:
         """Replace the file atomically; after return it survives a crash of the machine."""
         self.updated = utc_now()
@@ -145,6 +151,7 @@ class Manifest:
         record = self.stages.setdefault(stage, StageRecord())
         record.state, record.inputs, record.error = "running", plain_inputs, None
         record.started, record.finished, record.process_id = utc_now(), None, os.getpid()
+        self.progress_file.unlink(missing_ok=True)
         self.save()
         try:
             yield record
@@ -156,6 +163,7 @@ class Manifest:
             raise
         else:
             record.state = "done"
+            self.progress_file.unlink(missing_ok=True)
         finally:
             record.finished = utc_now()
             record.failures = record.failures[:_MAX_RECORDED_FAILURES]

@@ -95,7 +95,11 @@ def run_depth_stage(
     tell_changes(manifest, "depth", inputs)
     with manifest.running("depth", inputs) as record:
         summary = compute_depth_maps(
-            images, model, cache_root, **stage_one_options(experiment.depth)
+            images,
+            model,
+            cache_root,
+            progress_file=manifest.progress_file,
+            **stage_one_options(experiment.depth),
         )
         record.outputs = {"cache": str(summary.cache_url)}
         record.counts = depth_counts(summary)
@@ -192,7 +196,10 @@ def run_eval_stage(manifest: Manifest, experiment: Experiment, weights: Path) ->
     tell_changes(manifest, "eval", inputs)
     from segtrain.use.evaluation import evaluate_model
 
-    with manifest.running("eval", inputs) as record, ProgressReporter("eval", "images") as bar:
+    with (
+        manifest.running("eval", inputs) as record,
+        ProgressReporter("eval", "images", kept_in=manifest.progress_file) as bar,
+    ):
         evaluate_model(experiment, weights, file.parent, on_progress=bar.update)
         record.outputs = {"metrics": str(file), "weights": str(weights)}
     return read_metrics(file)
@@ -217,7 +224,12 @@ def stage_one_options(settings: DepthSettings) -> dict[str, Any]:
 
 
 def compute_depth_maps(
-    images: Sequence[Path], model: str, cache_root: str, **options: Any
+    images: Sequence[Path],
+    model: str,
+    cache_root: str,
+    *,
+    progress_file: Path | None = None,
+    **options: Any,
 ) -> PrecomputeSummary:
     """Stage one with progress on stderr.
 
@@ -225,6 +237,7 @@ def compute_depth_maps(
         images: image files.
         model: hub id or local folder.
         cache_root: where the cache is kept: a folder, a bucket, or a service.
+        progress_file: of a run, for `pipeline status`.
         options: of `depthcache.stage_one.settings.StageOneSettings`; None is left out.
     """
 
@@ -233,7 +246,7 @@ def compute_depth_maps(
         require_writable_root(root)
         from depthcache.stage_one.precompute import precompute_depth
 
-        with ProgressReporter("depth", "images") as progress:
+        with ProgressReporter("depth", "images", kept_in=progress_file) as progress:
             return precompute_depth(images, model, root, settings, progress=progress.update)
 
     require_model(model, options.get("revision"))

@@ -76,4 +76,9 @@ def test_ctrl_c_while_adapting_says_how_far_it_came_and_how_to_go_on(
         [sys.executable, "-m", "pipeline", "status", str(run), "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "interrupted" in json.dumps(json.loads(status.stdout))
+    (found,) = json.loads(status.stdout)["runs"]
+    assert found["stages"]["adapt"]["state"] == "interrupted"
+    progress = found["progress"]
+    assert progress["doing"] == "adapt"
+    assert 0 < progress["num_done"] < progress["num_total"]
+    assert progress["loss"] > 0

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from depthcache.stage_one import precompute
 from pipeline.cli import invoke
 from pipeline.errors import ExitCode
 from pipeline.masks import masks_run
@@ -134,7 +135,11 @@ def test_another_form_is_written_without_labelling_again(
 
 
 def test_an_interruption_while_labelling_keeps_the_photos_done(
-    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     label_boxes = labeller.label_boxes
     seen: list[int] = []
@@ -150,6 +155,12 @@ def test_an_interruption_while_labelling_keeps_the_photos_done(
         with pytest.raises(json.JSONDecodeError):
             run()
     assert "stopped during labelling, 2 of 4 photos, which are kept" in caplog.text
+    capsys.readouterr()
+    assert invoke(["status", str(work / "run")]) == ExitCode.DONE
+    shown = capsys.readouterr().out
+    assert "\nlabel: 2/4 photos, " in shown
+    assert " photos/s, " in shown
+    assert " left\nnext: pipeline resume" in shown
     assert not (work / "masks.json").exists()
     (journal,) = (work / "run").glob("labels-*.jsonl")
     with journal.open("a") as file:
@@ -157,6 +168,7 @@ def test_an_interruption_while_labelling_keeps_the_photos_done(
     monkeypatch.setattr(labeller, "label_boxes", stop_at_third)
     code, result = run()
     assert len(seen) == 5, "two photos were left"
+    assert not (work / "run" / "progress.json").exists(), "done: nothing is under way"
     assert result["num_photos"] == NUM_PHOTOS
     assert code in (ExitCode.DONE, ExitCode.FAILED_ITEMS)
 
@@ -236,6 +248,36 @@ def test_depth_is_computed_used_and_named(run: Run, work: Path) -> None:
     assert '"has_depth":true' in page
     _, off = run("--cache", str(work / "run" / "depth-cache"), "--depth", "off", "--minutes", "0")
     assert off["depth"].startswith("none used")
+
+
+def test_status_says_how_many_maps_an_interrupted_run_has(
+    run: Run,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    precompute_depth = precompute.precompute_depth
+
+    def stop_at_first(*arguments: Any, progress: Callable[[int, int], None]) -> Any:
+        def tell_and_stop(num_done: int, num_total: int) -> None:
+            progress(num_done, num_total)
+            if num_done:
+                raise KeyboardInterrupt
+
+        return precompute_depth(*arguments, progress=tell_and_stop)
+
+    monkeypatch.setattr(precompute, "precompute_depth", stop_at_first)
+    with pytest.raises(json.JSONDecodeError):
+        run("--model", "demo-dpt", "--minutes", "0")
+    assert "stopped during the depth maps, which are kept" in caplog.text
+    capsys.readouterr()
+    assert invoke(["status", str(work / "run"), "--json"]) == ExitCode.DONE
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert found["stages"]["depth"]["state"] == "interrupted"
+    progress = found["progress"]
+    assert (progress["doing"], progress["unit"]) == ("depth", "images")
+    assert 0 < progress["num_done"] <= progress["num_total"] == NUM_PHOTOS
 
 
 def test_scores_below_the_least_lose_their_mask_and_are_counted(run: Run, work: Path) -> None:

@@ -43,11 +43,17 @@ def test_how_a_stage_ended_is_on_disk(tmp_path, error, state):
     def run_stage():
         with manifest.running("train", {"a": 1}):
             assert load_manifest(tmp_path).stages["train"].state == "running"
+            manifest.progress_file.write_text("{}")
             raise error
 
     with pytest.raises(type(error)):
         run_stage()
     assert load_manifest(tmp_path).stages["train"].state == state
+    assert manifest.progress_file.is_file(), "how far it came"
+    with manifest.running("train", {"a": 1}):
+        assert not manifest.progress_file.exists(), "that of another start"
+        manifest.progress_file.write_text("{}")
+    assert not manifest.progress_file.exists(), "done"
 
 
 def test_second_start_names_what_changed(tmp_path):
