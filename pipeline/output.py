@@ -45,21 +45,29 @@ def configure_logging(*, verbose: bool = False) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, *, is_folder: bool = False) -> None:
     """Try an output path before the work that it is for; makes its folder.
+
+    Args:
+        path: file to write, or folder to write files in.
+        is_folder: which of the two.
 
     Raises:
         UsageError: a file cannot be written there.
     """
+    folder = path if is_folder else path.parent
     try:
-        if path.is_dir():
+        if path.is_dir() and not is_folder:
             raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if path.is_file() and is_folder:
+            raise NotADirectoryError("it is a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        what = "folder" if is_folder else "file"
         raise UsageError(
-            f"{path} cannot be written: {error.strerror or error}; choose another file"
+            f"{path} cannot be written: {error.strerror or error}; choose another {what}"
         ) from error
 
 

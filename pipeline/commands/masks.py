@@ -93,11 +93,11 @@ def make_masks(
     if dry_run:
         _write_plan(request, as_json=as_json)
         return
-    if not _is_folder_format(request.mask_format):
-        require_writable(request.out)
-    require_writable(request.review)
+    from pipeline.datasets.mask_formats import require_mask_output
     from pipeline.masks.masks_run import run_masks
 
+    require_mask_output(request.out, request.mask_format)
+    require_writable(request.review)
     with stdout_kept_clean():
         summary = run_masks(request, _repeat_command(request))
     lines = summary.counts.lines()
@@ -177,12 +177,6 @@ def _refuse_absent_inputs(given: dict[str, Any]) -> None:
                 f"{what} {path} does not exist; correct --{option.replace('_', '-')}, or check "
                 "the folder that the command runs in"
             )
-
-
-def _is_folder_format(mask_format: str) -> bool:
-    from pipeline.datasets.mask_formats import MASK_FORMATS
-
-    return not MASK_FORMATS[mask_format][0]
 
 
 def _repeat_command(request: Any) -> list[str]:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from pipeline.datasets.label_studio_brush import encode_brush
 from pipeline.datasets.mask_polygons import bridge_polygons, flatten_polygons, mask_polygons
 from pipeline.errors import UsageError
+from pipeline.output import require_writable
 from pipeline.runs.manifest import write_atomically
 from segtrain.data.segmentations import FILLED_BOX, decode_segmentation
 from segtrain.errors import DatasetError
@@ -96,20 +97,35 @@ def write_masks(
         images: folder of the images, which some forms refer to.
 
     Raises:
-        UsageError: unknown format, or a folder is named where a file is expected or the reverse.
+        UsageError: see `require_mask_output`.
         DatasetError: a segmentation cannot be read.
+    """
+    require_mask_output(out, mask_format)
+    written = WrittenMasks(out=out, mask_format=mask_format)
+    MASK_FORMATS[mask_format][1](document, written, polygons, images)
+    return written
+
+
+def require_mask_output(out: Path, mask_format: str) -> None:
+    """Try where `write_masks` would write, before the work that the masks are of; makes its folder.
+
+    Raises:
+        UsageError: unknown format, a folder is named where a file is expected or the reverse, or
+            nothing can be written there.
     """
     if mask_format not in MASK_FORMATS:
         raise UsageError(f"unknown mask format {mask_format!r}; known: {', '.join(MASK_FORMATS)}")
-    suffix, writer = MASK_FORMATS[mask_format]
+    suffix, _ = MASK_FORMATS[mask_format]
     if suffix and out.is_dir():
         raise UsageError(f"{out} is a folder; {mask_format} is one {suffix} file")
     if not suffix and out.is_file():
         raise UsageError(f"{out} is a file; {mask_format} needs a folder")
-    (out.parent if suffix else out).mkdir(parents=True, exist_ok=True)
-    written = WrittenMasks(out=out, mask_format=mask_format)
-    writer(document, written, polygons, images)
-    return written
+    require_writable(out, is_folder=not suffix)
+
+
+def has_masks(out: Path) -> bool:
+    """Whether anything is where `write_masks` wrote; an empty folder is only a tried place."""
+    return any(out.iterdir()) if out.is_dir() else out.exists()
 
 
 def guess_mask_format(out: Path) -> str:

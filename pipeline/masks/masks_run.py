@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.datasets.mask_formats import write_masks
+from pipeline.datasets.mask_formats import has_masks, write_masks
 from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
 from pipeline.masks.label_photos import label_photos
@@ -359,7 +359,7 @@ class _MasksRun:
             "format": request.mask_format,
             "polygons": request.polygons,
         }
-        if not (self.manifest.is_done("write", inputs) and request.out.exists()):
+        if not (self.manifest.is_done("write", inputs) and has_masks(request.out)):
             self.is_news = True
             with self.manifest.running("write", inputs) as record:
                 write_masks(

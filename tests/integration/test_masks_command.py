@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,8 +302,15 @@ def test_an_export_of_another_tool_is_taken_and_given_back(run: Run, work: Path)
     options = ("--minutes", "0", "--format", "yolo-seg", "--out", str(work / "yolo"))
     _, result = run(*options, boxes=("--boxes", str(work / "labels")))
     assert result["num_boxes"] == len(document["annotations"]) - 1
-    written = "".join(path.read_text() for path in (work / "yolo" / "labels").iterdir())
-    assert len(written.splitlines()) == result["num_masks"]
+
+    def count_written() -> int:
+        texts = [path.read_text() for path in (work / "yolo" / "labels").iterdir()]
+        return len("".join(texts).splitlines())
+
+    assert count_written() == result["num_masks"]
+    shutil.rmtree(work / "yolo")
+    assert run(*options, boxes=("--boxes", str(work / "labels")))[1]["is_news"]
+    assert count_written() == result["num_masks"], "a folder that is gone is written again"
 
 
 @pytest.mark.parametrize(
@@ -316,11 +324,17 @@ def test_an_export_of_another_tool_is_taken_and_given_back(run: Run, work: Path)
         (["--out", "{0}/boxes.json"], "would overwrite"),
         (["--redo", "{0}/boxes.json"], "is no list of annotation ids"),
         (["--out", "/proc/none/masks.json"], "cannot be written"),
+        (["--out", "/proc/none/masks", "--format", "yolo-seg"], "choose another folder"),
+        (["--out", "/proc/none/masks", "--format", "labelme"], "choose another folder"),
+        (["--out", "/proc/none/masks", "--format", "png"], "choose another folder"),
+        (["--out", "{0}/photos", "--format", "cvat"], "is a folder; cvat is one .xml file"),
+        (["--out", "{0}/boxes.txt", "--format", "png"], "is a file; png needs a folder"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_work(
     run: Run, work: Path, options: list[str], message: str
 ) -> None:
+    (work / "boxes.txt").write_text("a file")
     code, result = run(*(option.format(work) for option in options))
     assert code == ExitCode.USAGE
     assert message in result["error"]["message"]
