@@ -2,10 +2,10 @@
 
 Every reader takes the path and the image folder and gives `ImportedBoxes`. Whether a box is usable
 is not decided here but where COCO files are read, by one rule for all formats. Turned boxes and
-polygons become the upright box around them. The forms follow the tools' documentation:
-docs.ultralytics.com/datasets, host.robots.ox.ac.uk/pascal/VOC, labelme's label_file.py,
-docs.cvat.ai/docs/other/xml_format, labelstud.io/guide/task_format,
-storage.googleapis.com/openimages.
+polygons become the upright box around them; parts that a tool groups into an object have one box.
+The forms follow the tools' documentation: docs.ultralytics.com/datasets,
+host.robots.ox.ac.uk/pascal/VOC, labelme's label_file.py, docs.cvat.ai/docs/other/xml_format,
+labelstud.io/guide/task_format, storage.googleapis.com/openimages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from pipeline.datasets.imported_boxes import ImageFolder, ImportedBoxes
+from pipeline.datasets.label_studio_brush import decode_brush
 from pipeline.errors import UsageError
 
 BOX_FORMATS = ("coco", "yolo", "voc", "labelme", "cvat", "label-studio", "openimages")
@@ -267,7 +270,9 @@ def _read_labelme(path: Path, folder: ImageFolder, boxes: ImportedBoxes) -> None
                 boxes.skip(f"{file}: shape {number}", f"{type(error).__name__}: {error}")
                 continue
             boxes.notes[_OUTLINE] += int(kind != "rectangle")
-            boxes.add_box(image_id, label, extent)
+            # LabelMe's own converters take shapes of one label and group as one instance.
+            group = None if shape.get("group_id") is None else str(shape["group_id"])
+            boxes.add_box(image_id, label, extent, group=group)
     boxes.sort_names()
 
 
@@ -279,7 +284,10 @@ def _labelme_extent(kind: str, points: Any) -> Extent:
         return (x - radius, y - radius, x + radius, y + radius)
     if kind not in ("rectangle", "polygon", "mask"):
         raise ValueError(f"a {kind} has no box; expected rectangle, polygon, circle or mask")
-    return _extent(corners)
+    left, top, right, bottom = _extent(corners)
+    # The corners of a mask are its first and last pixels, those of the others lie between pixels.
+    last = 1 if kind == "mask" else 0
+    return (left, top, right + last, bottom + last)
 
 
 # --- CVAT for images 1.1: one XML file
@@ -311,7 +319,8 @@ def _read_cvat(path: Path, folder: ImageFolder, boxes: ImportedBoxes) -> None:
                 continue
             if note:
                 boxes.notes[note] += 1
-            boxes.add_box(image_id, label, extent)
+            group = shape.get("group_id")
+            boxes.add_box(image_id, label, extent, group=None if group == "0" else group)
 
 
 def _cvat_extent(shape: ET.Element) -> tuple[Extent, str | None]:
@@ -369,6 +378,7 @@ def _read_label_studio(path: Path, folder: ImageFolder, boxes: ImportedBoxes) ->
         if image_id is None:
             continue
         size = (boxes.images[-1]["width"], boxes.images[-1]["height"])
+        parents = {item.get("parentID") for item in results} - {None}
         for item in results:
             try:
                 labels, extent, note = _label_studio_extent(item, size)
@@ -377,8 +387,11 @@ def _read_label_studio(path: Path, folder: ImageFolder, boxes: ImportedBoxes) ->
                 continue
             if note:
                 boxes.notes[note] += 1
+            group = None
+            if note == _OUTLINE:  # a box is whole, and ids of regions without parts may repeat
+                group = item.get("parentID") or (item["id"] if item.get("id") in parents else None)
             for label in labels:
-                boxes.add_box(image_id, label, extent)
+                boxes.add_box(image_id, label, extent, group=group)
     boxes.sort_names()
 
 
@@ -391,8 +404,8 @@ def _label_studio_image(data: Mapping[str, Any], folder: ImageFolder) -> str:
 
 
 def _label_studio_results(task: dict[str, Any], boxes: ImportedBoxes) -> Iterator[dict[str, Any]]:
-    """Regions of a task: those of its latest annotation, or JSON-MIN's lists."""
-    if "annotations" not in task and "completions" not in task:
+    """Regions of a task: those of its latest annotation or prediction, or JSON-MIN's lists."""
+    if not task.keys() & {"annotations", "completions", "predictions"}:
         for value in task.values():
             if isinstance(value, list):
                 for region in value:
@@ -403,6 +416,9 @@ def _label_studio_results(task: dict[str, Any], boxes: ImportedBoxes) -> Iterato
     kept = [item for item in written if not item.get("was_cancelled")]
     if len(kept) > 1:
         boxes.notes["task with several annotations; the latest is taken"] += 1
+    if not written:  # exports may name predictions by their ids only
+        kept = [item for item in task.get("predictions") or [] if isinstance(item, dict)]
+        boxes.notes["task without an annotation; its latest prediction is taken"] += bool(kept)
     if kept:
         latest = max(kept, key=lambda item: str(item.get("updated_at") or item.get("created_at")))
         # A region's choices and texts share its id and are results of their own.
@@ -425,8 +441,12 @@ def _label_studio_extent(
             (_number(x, "x") * scale_x, _number(y, "y") * scale_y) for x, y in value["points"]
         ]
         return labels, _extent(points), _OUTLINE
+    if kind == "brushlabels":
+        return labels, _brush_extent(item, size), _OUTLINE
     if kind != "rectanglelabels":
-        raise ValueError(f"{kind} has no box; expected rectanglelabels or polygonlabels")
+        raise ValueError(
+            f"{kind} has no box; expected rectanglelabels, polygonlabels or brushlabels"
+        )
     x, y, w, h = (_number(value[name], name) for name in ("x", "y", "width", "height"))
     left, top, width, height = x * scale_x, y * scale_y, w * scale_x, h * scale_y
     corners = [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
@@ -434,6 +454,16 @@ def _label_studio_extent(
     if angle % 360 == 0:
         return labels, _extent(corners), None
     return labels, _extent(_turn(corners, (left, top), angle)), _TURNED
+
+
+def _brush_extent(item: Mapping[str, Any], size: tuple[int, int]) -> Extent:
+    width, height = int(item["original_width"]), int(item["original_height"])
+    mask = decode_brush(item["value"]["rle"], (height, width))
+    if not mask.any():
+        raise ValueError("brush without a pixel")
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y = size[0] / width, size[1] / height
+    return (columns[0] * x, rows[0] * y, (columns[-1] + 1) * x, (rows[-1] + 1) * y)
 
 
 # --- Open Images: one CSV for all images, corners in shares of the image, no sizes, no endings

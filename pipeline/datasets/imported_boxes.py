@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -14,6 +14,7 @@ from pipeline.datasets.image_lists import list_folder_images
 
 # Label Studio puts eight hexadecimal digits before the name of a file that was uploaded.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
+_GROUPED = "further part of a group of one class; one box around the group is taken"
 
 
 class ImageFolder:
@@ -92,6 +93,9 @@ class ImportedBoxes:
     names: list[str] = dataclasses.field(default_factory=list)
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     notes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    _grouped: dict[tuple[int, str, Hashable], dict[str, Any]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def add_image(
         self, folder: ImageFolder, written: str, stated: tuple[int, int] | None, **extra: Any
@@ -130,29 +134,47 @@ class ImportedBoxes:
         self.images.append(entry | extra)
         return image_id
 
-    def add_box(self, image_id: int, label: str, extent: Iterable[float], **extra: Any) -> None:
+    def add_box(
+        self,
+        image_id: int,
+        label: str,
+        extent: Iterable[float],
+        *,
+        group: Hashable | None = None,
+        **extra: Any,
+    ) -> None:
         """Take a box.
 
         Args:
             image_id: as `add_image` gave it.
             label: class name; a new one is added to the classes.
             extent: left, top, right, bottom in pixels.
+            group: what the tool groups the parts of an object by; shapes of one image, class and
+                group are one object, and the first one's box grows around the others.
             extra: further fields of the entry.
         """
-        left, top, right, bottom = (round(float(value), 3) for value in extent)
+        left, top, right, bottom = (float(value) for value in extent)
+        key = (image_id, label, group)
+        if group is not None and (first := self._grouped.get(key)) is not None:
+            x, y, width, height = first["bbox"]
+            left, top = min(left, x), min(top, y)
+            right, bottom = max(right, x + width), max(bottom, y + height)
+            first |= _box_fields(left, top, right, bottom)
+            self.notes[_GROUPED] += 1
+            return
         if label not in self.names:
             self.names.append(label)
-        self.annotations.append(
-            {
-                "id": len(self.annotations) + 1,
-                "image_id": image_id,
-                "category_id": self.names.index(label) + 1,
-                "bbox": [left, top, round(right - left, 3), round(bottom - top, 3)],
-                "area": round((right - left) * (bottom - top), 3),
-                "iscrowd": 0,
-                **extra,
-            }
-        )
+        entry = {
+            "id": len(self.annotations) + 1,
+            "image_id": image_id,
+            "category_id": self.names.index(label) + 1,
+            **_box_fields(left, top, right, bottom),
+            "iscrowd": 0,
+            **extra,
+        }
+        self.annotations.append(entry)
+        if group is not None:
+            self._grouped[key] = entry
 
     def skip(self, where: str, reason: str) -> None:
         """Record an entry that could not be taken."""
@@ -174,3 +196,11 @@ class ImportedBoxes:
             "annotations": self.annotations,
             "categories": categories,
         }
+
+
+def _box_fields(left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
+    left, top, right, bottom = (round(value, 3) for value in (left, top, right, bottom))
+    return {
+        "bbox": [left, top, round(right - left, 3), round(bottom - top, 3)],
+        "area": round((right - left) * (bottom - top), 3),
+    }

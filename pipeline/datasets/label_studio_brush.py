@@ -7,6 +7,8 @@ value, 2 bits which of the four sizes, the length − 1, and the value, or the v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,6 +39,44 @@ def encode_brush(mask: npt.NDArray[np.bool_]) -> list[int]:
     text = "".join(bits)
     text += "0" * (-len(text) % 8)
     return list(int(text, 2).to_bytes(len(text) // 8, "big"))
+
+
+def decode_brush(data: Sequence[int], shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Mask out of a brush's bytes, as `encode_brush` or the tool wrote them.
+
+    Args:
+        data: bytes.
+        shape: height and width.
+
+    Raises:
+        ValueError: the bytes are not a picture of that size.
+    """
+    text = "".join(_bits(value, 8) for value in data)
+    position = 0
+
+    def read(size: int) -> int:
+        nonlocal position
+        if position + size > len(text):
+            raise ValueError(f"brush ends after {len(data)} bytes, within a run")
+        position += size
+        return int(text[position - size : position], 2)
+
+    num_values, word = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    height, width = shape
+    if word != _WORD_BITS:
+        raise ValueError(f"brush has values of {word} bits, expected {_WORD_BITS}")
+    if num_values != height * width * 4:
+        raise ValueError(f"brush has {num_values} values, expected {height}×{width}×4")
+    values = np.zeros(num_values, dtype=np.uint8)
+    done = 0
+    while done < num_values:
+        repeats, length = read(1), read(sizes[read(2)]) + 1
+        end = done + length
+        values[done:end] = read(word) if repeats else [read(word) for _ in range(length)]
+        done = end
+    # The tool draws with alpha: a pixel counts where its fourth value is not 0.
+    return values.reshape(height, width, 4)[..., 3] > 127
 
 
 def _bits(value: int, size: int) -> str:

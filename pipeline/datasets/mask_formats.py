@@ -370,13 +370,16 @@ def _label_studio_regions(
     width, height = int(image["width"]), int(image["height"])
     percent = np.array([100 / width, 100 / height])
 
+    def identity(part: int) -> str:
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"{item.annotation['id']}/{part}").hex[:10]
+
     def region(kind: str, value: Mapping[str, Any], part: int = 0) -> dict[str, Any]:
-        identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{item.annotation['id']}/{part}").hex[:10]
         return {
-            "id": identity, "type": kind, "from_name": kind.removesuffix("labels"),
+            "id": identity(part), "type": kind, "from_name": kind.removesuffix("labels"),
             "to_name": "image", "original_width": width, "original_height": height,
             "image_rotation": 0, "value": {**value, kind: [item.label]},
             "score": float(item.annotation.get("score") or 0),
+            **({"parentID": identity(0)} if part else {}),
         }  # fmt: skip
 
     if item.mask is None:

@@ -189,6 +189,26 @@ class TestLabelMe:
         theirs = globox.Annotation.from_labelme(file)
         assert theirs.boxes[0].ltrb == (10, 5, 40, 25)
 
+    def test_a_mask_includes_the_pixel_of_its_last_corner(self, tmp_path, images):
+        # As LabelMe draws it: whole[y1 : y2 + 1, x1 : x2 + 1] = mask.
+        self._file(tmp_path, [self._shape("mask", [[10, 5], [39, 24]])])
+        assert _boxes(read_boxes(tmp_path / "l", images)) == [("a.jpg", "dog", [10, 5, 30, 20])]
+
+    def test_shapes_of_one_class_and_group_are_one_object(self, tmp_path, images):
+        first = self._shape("rectangle", [[10, 5], [20, 10]]) | {"group_id": 0}
+        second = self._shape("polygon", [[30, 20], [40, 25], [30, 25]]) | {"group_id": 0}
+        others = [second | {"label": "cat"}, second | {"group_id": 1}, second | {"group_id": None}]
+        self._file(tmp_path, [first, *others, second])
+        boxes = read_boxes(tmp_path / "l", images)
+        assert _boxes(boxes) == [
+            ("a.jpg", "dog", [10, 5, 30, 20]),
+            ("a.jpg", "cat", [30, 20, 10, 5]),
+            ("a.jpg", "dog", [30, 20, 10, 5]),
+            ("a.jpg", "dog", [30, 20, 10, 5]),
+        ]
+        assert boxes.annotations[0]["area"] == 600
+        assert sum("one box around the group" in note for note in boxes.notes) == 1
+
     def test_an_image_that_is_absent_stays_under_its_name(self, tmp_path, images):
         self._file(tmp_path, [self._shape("rectangle", [[1, 1], [2, 2]])], imagePath="gone.jpg")
         (tmp_path / "l" / "a.json").rename(tmp_path / "l" / "gone.json")
@@ -212,6 +232,19 @@ class TestCvat:
         theirs = globox.AnnotationSet.from_cvat(file)
         assert theirs["im/a.jpg"].boxes[0].ltrb == (10, 5, 40, 25)
 
+    def test_shapes_of_group_0_are_not_grouped(self, tmp_path, images):
+        def grouped(number):
+            text = CVAT.replace('<box label="dog"', f'<box label="dog" group_id="{number}"')
+            text = text.replace('<mask label="dog"', f'<mask label="dog" group_id="{number}"')
+            return _boxes(read_boxes(_write(tmp_path / "a.xml", text), images))
+
+        assert len(grouped(0)) == 4
+        assert grouped(1) == [
+            ("a.jpg", "dog", [4, 5, 36, 20]),
+            ("a.jpg", "car", [15, 5, 10, 20]),
+            ("a.jpg", "car", [1, 2, 4, 7]),
+        ]
+
     def test_a_video_task_says_what_to_export(self, tmp_path, images):
         text = '<annotations><version>1.1</version><track id="0" label="x"/></annotations>'
         with pytest.raises(UsageError, match=r"CVAT for images 1\.1"):
@@ -234,6 +267,7 @@ class TestLabelStudio:
                 self._region(x=20, y=20, width=20, height=20, rotation=90),
                 self._region("polygonlabels", points=[[1, 2], [9, 2], [5, 10]]),
                 self._region("brushlabels", format="rle", rle=[0]),
+                self._region("keypointlabels"),
                 {"id": "Dx_aB91ISN", "type": "choices", "value": {"choices": ["sharp"]}},
             ],
         }
@@ -252,8 +286,31 @@ class TestLabelStudio:
         ]
         assert boxes.images[0]["label_studio"]["data"] == tasks[0]["data"]
         assert boxes.images[1]["file_name"] == "b.png"
-        assert "brushlabels has no box" in boxes.skipped[0]["reason"]
+        assert "brush ends after 1 bytes" in boxes.skipped[0]["reason"]
+        assert "keypointlabels has no box" in boxes.skipped[1]["reason"]
         assert boxes.notes["task with several annotations; the latest is taken"] == 1
+
+    def test_predictions_count_where_nobody_has_annotated_the_task(self, tmp_path, images):
+        prediction = {"model_version": "m", "result": [self._region()]}
+        skipped = {"id": 1, "was_cancelled": True, "result": []}
+        tasks = [
+            {"data": {"image": "a.jpg"}, "annotations": [], "predictions": [7, prediction]},
+            {"data": {"image": "b.png"}, "annotations": [skipped], "predictions": [prediction]},
+        ]
+        boxes = read_boxes(_write(tmp_path / "p.json", tasks), images)
+        assert _boxes(boxes) == [("a.jpg", "dog", [10, 5, 30, 20])]
+        assert boxes.notes["task without an annotation; its latest prediction is taken"] == 1
+
+    def test_regions_of_one_id_are_one_object_only_under_a_parent(self, tmp_path, images):
+        points = {"points": [[10, 10], [20, 10], [20, 20]]}
+        part = {"points": [[40, 50], [60, 50], [60, 60]]}
+        regions = [self._region("polygonlabels", **value) for value in (points, part)]
+        task = {"data": {"image": "a.jpg"}, "annotations": [{"result": regions}]}
+        path = _write(tmp_path / "p.json", [task])
+        assert len(_boxes(read_boxes(path, images))) == 2
+        regions[1] |= {"id": "other", "parentID": regions[0]["id"]}
+        boxes = read_boxes(_write(path, [task]), images)
+        assert _boxes(boxes) == [("a.jpg", "dog", [10, 5, 50, 25])]
 
     def test_an_export_as_json_min(self, tmp_path, images):
         region = {"x": 10, "y": 10, "width": 30, "height": 40, "rotation": 0,
