@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from segtrain.data.coco_findings import FINDING_KINDS, Finding, shorten
-from segtrain.data.coco_reader import ImageRecord, read_coco_file
+from segtrain.data.coco_reader import ImageRecord, find_absence_of_boxes, read_coco_file
 from segtrain.data.image_files import find_image_file, is_file, missing_files
 
 
@@ -71,7 +71,7 @@ def check_dataset(
         UsageError: the folder does not exist.
     """
     reading = read_coco_file(annotations, images or "", masks=True)
-    findings = list(reading.findings)
+    findings = [*reading.findings, *find_absence_of_boxes(reading)]
     if images is not None:
         if not images.is_dir():
             raise UsageError(f"image folder {images} does not exist")

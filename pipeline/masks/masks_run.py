@@ -38,7 +38,12 @@ from pipeline.runs.manifest import (
 )
 from pipeline.runs.stages import digest_file_list, tell_changes
 from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable
-from segtrain.data.coco_reader import CocoReading, read_coco, read_usable_boxes
+from segtrain.data.coco_reader import (
+    CocoReading,
+    find_absence_of_boxes,
+    read_coco,
+    read_usable_boxes,
+)
 from segtrain.data.image_files import find_image_file, is_file
 from segtrain.run.resume_rules import describe_file
 
@@ -146,10 +151,7 @@ class _MasksRun:
         with self.manifest.running("check", {"images": str(request.images)}) as record:
             coco = request.coco or self._import_boxes()
             reading = read_usable_boxes(coco, request.images)
-            if not any(image.annotations for image in reading.records):
-                raise UsageError(
-                    f"{coco} has no box that can be used; `pipeline data check` says why"
-                )
+            require_usable(find_absence_of_boxes(reading), coco)
             _require_some_photos(reading, request.images)
             record.counts = _count_findings(reading.findings)
         for kind, count in record.counts.items():
@@ -447,6 +449,7 @@ def plan_masks(request: MasksRequest) -> dict[str, Any]:
         imported = read_boxes(request.boxes, request.images, request.boxes_format)
         reading = read_coco(imported.document(), request.images)
         require_usable(reading.findings, request.boxes)
+    require_usable(find_absence_of_boxes(reading), request.coco or request.boxes or "")
     with_boxes = [record for record in reading.records if record.annotations]
     return {
         "dry_run": True,

@@ -126,6 +126,12 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
         "refused", "the depth cache has no map for the image", "compute it: pipeline depth --coco"
     ),
     "no_images": FindingKind("refused", "the file lists no images", "name another file"),
+    "no_boxes": FindingKind(
+        "refused",
+        "the file has no box that can be used",
+        "name a file with boxes, or correct those that are left out; "
+        "data.keep_images_without_boxes=True trains on the images as background",
+    ),
     "no_categories": FindingKind("refused", "the file lists no categories", "list the classes"),
     "entry_malformed": FindingKind(
         "refused",

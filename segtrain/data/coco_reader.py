@@ -173,6 +173,21 @@ def read_coco(
     )
 
 
+def find_absence_of_boxes(reading: CocoReading) -> list[Finding]:
+    """A finding when no image has a usable box, for those who cannot go on without.
+
+    It is apart from `CocoReading.findings` because a test file may list images only.
+    """
+    if any(record.annotations for record in reading.records):
+        return []
+    reasons = Counter(reading.left_out.values())
+    reasons["crowd_box"] = sum(len(record.crowds) for record in reading.records)
+    why = ", ".join(f"{count} × {kind}" for kind, count in (+reasons).items())
+    num_annotations = len(reading.document["annotations"])
+    detail = f"none of {num_annotations} annotations is a box that can be used"
+    return [Finding(kind="no_boxes", detail=f"{detail}: {why}" if why else detail)]
+
+
 def read_image_entries(
     entries: Sequence[Any], image_folder: str | Path, *, needs: Sequence[str] = IMAGE_FIELDS
 ) -> tuple[list[ImageRecord], list[Finding]]:

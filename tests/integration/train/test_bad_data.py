@@ -90,7 +90,7 @@ def check(
 @pytest.mark.parametrize(
     ("change", "settings", "kind", "count", "exit_code", "num_boxes"),
     [
-        pytest.param(_remove_all_boxes, {}, "image_without_boxes", 8, 0, 0, id="batch-empty"),
+        pytest.param(_remove_all_boxes, {}, "image_without_boxes", 8, 3, 0, id="batch-empty"),
         pytest.param(_first_image_has([5, 5, 9, 9], iscrowd=1), {}, "crowd_box", 1, 0, None),
         pytest.param(_first_image_has([5, 5, 0, 9]), {}, "box_zero_size", 1, 3, None),
         pytest.param(_first_image_has([5, 5, -4, 9]), {}, "box_inverted", 1, 3, None),

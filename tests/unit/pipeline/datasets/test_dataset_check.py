@@ -136,3 +136,33 @@ def test_command_takes_the_file_either_way_and_tells_by_its_exit_code(tmp_path, 
     assert invoke(["data", "check", str(good), "--coco", str(bad)]) == 2
     assert invoke(["data", "check", str(good), "--cache", str(tmp_path)]) == 2
     assert "--cache needs --images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("annotations", "why"),
+    [
+        ([], "none of 0 annotations is a box that can be used"),
+        (
+            [{"bbox": [9, 9, 0, 5]}, {"bbox": [9, 9, -4, 5]}, {"iscrowd": 1}],
+            "none of 3 annotations is a box that can be used: "
+            "1 × box_zero_size, 1 × box_inverted, 1 × crowd_box",
+        ),
+    ],
+)
+def test_a_file_without_a_usable_box_is_refused_as_masks_refuses_it(
+    tmp_path, capsys, annotations, why
+):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(_document(annotations)))
+    assert invoke(["data", "check", str(path)]) == 3
+    text = capsys.readouterr().out
+    assert "refused       1 × no_boxes" in text
+    assert why in text
+    assert "→ name a file with boxes" in text
+    assert "nothing to correct" not in text
+    masks = ["masks", "--coco", str(path), "--images", str(tmp_path)]
+    masks += ["--out", str(tmp_path / "masks.json"), "--output", str(tmp_path / "run")]
+    for options in ([], ["--dry-run"]):
+        assert invoke([*masks, *options]) == 2
+        assert why in capsys.readouterr().err

@@ -123,8 +123,8 @@ def _refusal(work: Callable[[], Any]) -> str | None:
     return None
 
 
-def _train(path: Path, images: Path, *, masks: bool) -> None:
-    dataset = read_coco_boxes(path, images, keep_masks=masks, keep_images_without_boxes=True)
+def _train(path: Path, images: Path, *, masks: bool = False, background: bool = True) -> None:
+    dataset = read_coco_boxes(path, images, keep_masks=masks, keep_images_without_boxes=background)
     require_image_files(dataset.records, path)
     for record in dataset.records:
         read_image(record)
@@ -167,13 +167,16 @@ def require_agreement(document: dict[str, Any], path: Path, images: Path) -> str
         findings.extend(check_dataset(path, images).findings)
 
     unreadable = _refusal(check)
-    trained = _refusal(lambda: _train(path, images, masks=False))
+    trained = _refusal(lambda: _train(path, images))
     if unreadable is not None:
         assert trained == unreadable
         assert _refusal(lambda: _read_to_label(path, images)) == unreadable
         return "no COCO file"
     refused = {finding.kind for finding in findings if finding.treatment == "refused"}
     bad_masks = {finding.kind for finding in findings} & MASK_KINDS
+    if refused == {"no_boxes"}:  # images may still be trained on as background
+        assert "no image is left" in str(_refusal(lambda: _train(path, images, background=False)))
+    refused -= {"no_boxes"}
     assert (trained is not None) == bool(refused), (trained, refused)
     assert (_refusal(lambda: _train(path, images, masks=True)) is not None) == bool(
         refused | bad_masks
