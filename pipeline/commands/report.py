@@ -24,7 +24,7 @@ def write_run_report(
     from pipeline.report.page import write_report
     from pipeline.report.tables import format_ap_table
     from pipeline.runs.method_spread import compare_results
-    from pipeline.runs.results import describe_coverage, load_results
+    from pipeline.runs.results import describe_coverage, find_reviews, load_results
 
     out = out or folders[0] / "report.html"
     with stdout_kept_clean():
@@ -37,6 +37,7 @@ def write_run_report(
             results,
             coverage=describe_coverage(first),
             environment=first.environment,
+            links=find_reviews((manifest for _, manifest in loaded), out),
         )
     metrics = {result.name: result.metrics for result in results}
     text = f"{format_ap_table(metrics)}\n\nreport: {path}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.report.page import write_report
 from pipeline.report.run_result import RunResult
-from pipeline.runs.manifest import Manifest, load_manifest
+from pipeline.runs.manifest import FILE_NAME, Manifest, load_manifest
 from pipeline.runs.method_spread import compare_results
 from segtrain.run.resume_rules import describe_file
 
@@ -38,7 +38,7 @@ def run_report_stage(
         }
         for result in results
     }
-    links = _find_reviews(manifest)
+    links = find_reviews([manifest], path)
     inputs |= {"links": links, "notes": list(notes)}
     if manifest.is_done("report", inputs) and path.is_file():
         logger.info("report: written before, %s", path)
@@ -56,16 +56,34 @@ def run_report_stage(
     return path
 
 
-def _find_reviews(manifest: Manifest) -> dict[str, str]:
-    """Review pages of masks that stages of the run wrote: name → address from its report."""
-    pages = {
-        name: Path(str(record.outputs["review"]))
-        for name, record in manifest.stages.items()
+def find_reviews(manifests: Iterable[Manifest], report: Path) -> dict[str, str]:
+    """Review pages of masks that stages of runs, or of a demo around them, wrote.
+
+    Args:
+        manifests: run records.
+        report: page that links to them.
+
+    Returns:
+        Name → address from the report; pages that are gone are left out.
+    """
+    runs: dict[Path, Manifest] = {}
+    for manifest in manifests:
+        runs.setdefault(manifest.folder.resolve(), manifest)
+        if (home := manifest.home.resolve()) not in runs and (home / FILE_NAME).is_file():
+            runs[home] = load_manifest(manifest.home)
+    pages = [
+        (name, run.folder, Path(str(record.outputs["review"])))
+        for run in runs.values()
+        for name, record in run.stages.items()
         if "review" in record.outputs
-    }
+    ]
+    is_one = len({folder for _, folder, _ in pages}) <= 1
     return {
-        f"Masks of the {name}, to review": Path(os.path.relpath(page, manifest.folder)).as_posix()
-        for name, page in pages.items()
+        f"Masks of the {name}{'' if is_one else f' in {folder}'}, to review": Path(
+            os.path.relpath(page, report.parent)
+        ).as_posix()
+        for name, folder, page in pages
+        if page.is_file()
     }
 
 

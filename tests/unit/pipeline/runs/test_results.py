@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,30 @@ def test_the_folder_one_is_in_has_its_name(tmp_path: Path, monkeypatch: pytest.M
     assert name_runs([Path()]) == [tmp_path.name]
     with pytest.raises(UsageError, match="named twice"):
         name_runs([Path("a"), tmp_path / "a"])
+
+
+def test_a_report_on_runs_of_a_demo_links_to_its_review_page(tmp_path: Path) -> None:
+    demo, run = tmp_path / "demo", tmp_path / "demo" / "full"
+    page = demo / "labeller" / "review.html"
+    (run / "eval").mkdir(parents=True)
+    manifest = open_manifest(demo, command=[], config={}, stages=["labeller"])
+    with manifest.running("labeller", {}) as record:
+        record.outputs = {"review": str(page)}
+    config = {"path": "configs/coco/full_r50_1x.py", "assignments": []}
+    open_manifest(run, command=[], config=config, stages=["eval"], home=demo)
+    metrics = {"bbox": {"AP": 1.0}, "segm": {"AP": None}}
+    (run / "eval" / "metrics.json").write_text(json.dumps(metrics))
+
+    def links(out: Path) -> list[str]:
+        assert invoke(["report", str(run), "--out", str(out)]) == ExitCode.DONE
+        return re.findall(r'href="?([^ ">]*review.html)', out.read_text())
+
+    assert links(demo / "report.html") == [], "a page that is not there is not linked to"
+    page.parent.mkdir()
+    page.write_text("")
+    assert links(demo / "report.html") == ["labeller/review.html"]
+    assert links(run / "report.html") == ["../labeller/review.html"]
+    assert links(tmp_path / "x" / "report.html") == ["../demo/labeller/review.html"]
 
 
 def test_runs_of_one_folder_name_have_a_row_each(
