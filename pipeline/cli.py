@@ -42,6 +42,12 @@ logger = logging.getLogger(__name__)
 # Set by SIGTERM: workers get it too, and their death may be noticed as another error first.
 _is_interrupted = False
 
+# They write all that they make at their end.
+_VERBS_WITHOUT_STATE = (
+    "convert-checkpoint", "data check", "data export", "data import", "eval", "export", "label",
+    "predict", "report",
+)  # fmt: skip
+
 app = typer.Typer(
     name="pipeline",
     help="Instance masks from boxes and pseudo depth: compute depth once, then train on it.",
@@ -143,7 +149,10 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
-    return f"what is done is kept; to go on: {shlex.join(['pipeline', *arguments])}"
+    command = shlex.join(["pipeline", *arguments])
+    if any(" ".join(arguments[:length]) in _VERBS_WITHOUT_STATE for length in (1, 2)):
+        return f"nothing is kept; the same command starts over: {command}"
+    return f"what is done is kept; to go on: {command}"
 
 
 def _is_a_bug(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from depthcache.errors import (
     DepthCacheError,
     ImageDecodeError,
 )
+from pipeline import cli
 from pipeline.cli import invoke
 from pipeline.commands.run import machine_folder
 from pipeline.config import load_experiment
@@ -45,6 +47,28 @@ def every_class_of(base: type[Exception]) -> list[type[Exception]]:
     for cls in tree:
         tree += [sub for sub in cls.__subclasses__() if sub.__module__ == base.__module__]
     return tree
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["label", "c.py", "--weights", "w.pth"], "nothing is kept; the same command starts over"),
+        (["eval", "c.py"], "nothing is kept; the same command starts over"),
+        (["data", "check", "a.json"], "nothing is kept; the same command starts over"),
+        (["data", "synth", "--output", "a b"], "what is done is kept; to go on"),
+        (["masks", "--out", "m.json"], "what is done is kept; to go on"),
+        (["depth", "photos"], "what is done is kept; to go on"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(words, said, caplog, monkeypatch):
+    monkeypatch.setattr(cli, "app", lambda *_, **__: ExitCode.INTERRUPTED)
+    assert invoke(words) == ExitCode.INTERRUPTED
+    assert f"{said}: {shlex.join(['pipeline', *words])}" in caplog.text
+
+
+def test_every_verb_that_starts_over_is_one():
+    for verb in cli._VERBS_WITHOUT_STATE:
+        assert invoke([*verb.split(), "--help"]) == ExitCode.DONE
 
 
 @pytest.mark.parametrize("base", [DepthCacheError, SegtrainError])
