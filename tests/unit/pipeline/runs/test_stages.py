@@ -14,8 +14,10 @@ from depthcache.exchange.interchange import import_maps
 from pipeline.cli import invoke
 from pipeline.config import load_experiment
 from pipeline.errors import ExitCode, UsageError
+from pipeline.runs.experiment_files import resolve_model
 from pipeline.runs.manifest import Manifest, load_manifest, open_manifest
 from pipeline.runs.stages import (
+    compute_depth_maps,
     refuse_other_experiment,
     run_eval_stage,
     run_train_stage,
@@ -177,6 +179,33 @@ def test_evaluation_depends_on_the_method_and_the_size(
     for change in ("dataloader.test.short_side=64", "model.score_threshold=0.5"):
         with pytest.raises(Exception, match="no readable checkpoint"):
             run_eval_stage(manifest, load(change), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(("model", "is_told"), [("second", True), ("somewhere/first", False)])
+def test_a_cache_of_another_model_than_the_config_s_is_told(
+    model: str,
+    is_told: bool,
+    tmp_path: Path,
+    load: Callable[..., Experiment],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manifest = finish_training(tmp_path, load())
+    with pytest.raises(UsageError, match="max_iter"):  # told before this
+        run_train_stage(manifest, load(f"depth.model={model}", "train.max_iter=9"))
+    said = f"holds the depth of imported/first, the config names depth.model={model}: "
+    assert (said in caplog.text) is is_told
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("a.JPG", True), ("a.png", False)])
+def test_the_demo_model_on_photos_is_told(
+    name: str, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):  # told before this
+        compute_depth_maps(
+            [Path("b.png"), Path(name)], resolve_model("demo-dpt"), str(tmp_path / "file")
+        )
+    assert ("its depth of photos is poor; name another with --model" in caplog.text) is is_told
 
 
 def test_every_depth_setting_of_stage_one_reaches_it() -> None:
