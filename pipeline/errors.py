@@ -12,6 +12,7 @@ where an exit code is chosen.
 from __future__ import annotations
 
 import enum
+import errno
 
 
 class ExitCode(enum.IntEnum):
@@ -57,10 +58,13 @@ def exit_code_of(error: BaseException) -> ExitCode:
         error: any exception, of this package or of a package below.
 
     Returns:
-        The code of the most specific known class; `ExitCode.FAILED` for an unknown one.
+        The code of the most specific known class; `ExitCode.FAILED` for an unknown one, and for a
+        full disk: nothing is wrong with the command, which goes on when there is space.
     """
     if isinstance(error, PipelineError):
         return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return ExitCode.USAGE  # as PermissionError; Python has no class for it
     codes = exit_codes()
     return next((codes[cls] for cls in type(error).__mro__ if cls in codes), ExitCode.FAILED)
 
@@ -100,17 +104,26 @@ def describe_error(error: BaseException) -> str:
     """One readable text for an error: its message, or its class when it has none."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])  # str(KeyError) would add quotes around the message
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        remedy = next((text for cls, text in _REMEDIES.items() if isinstance(error, cls)), None)
-        text = f"{error.filename}: {error.strerror.lower()}"
-        return f"{text}; {remedy}" if remedy else text
+    if isinstance(error, OSError) and error.strerror:
+        path, what = error.filename, error.strerror.lower()
+        remedy = _REMEDIES.get(error.errno or 0)
+        if path is not None:
+            return f"{path}: {what}; {remedy}" if remedy else f"{path}: {what}"
+        if error.errno in _DISK_FULL:  # of a write, which does not know the path
+            return f"{what}; {remedy}"
     return str(error) or type(error).__name__
 
 
-_REMEDIES: dict[type[OSError], str] = {
-    PermissionError: "name another path, or change its owner or mode",
-    NotADirectoryError: "a part of this path is a file; name another path",
-    FileExistsError: "a file is where a folder should be; name another path",
-    IsADirectoryError: "this is a folder; name a file in it",
-    FileNotFoundError: "check the spelling and the folder that the command runs in",
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MAKE_SPACE = "free some space there and run the same command again, or name a path on another disk"
+_CHANGE_MODE = "name another path, or change its owner or mode"
+_REMEDIES = {
+    errno.EACCES: _CHANGE_MODE,
+    errno.EPERM: _CHANGE_MODE,
+    errno.ENOTDIR: "a part of this path is a file; name another path",
+    errno.EEXIST: "a file is where a folder should be; name another path",
+    errno.EISDIR: "this is a folder; name a file in it",
+    errno.ENOENT: "check the spelling and the folder that the command runs in",
+    errno.EROFS: "name a path on a disk that may be written, or mount this one writable",
+    **dict.fromkeys(_DISK_FULL, _MAKE_SPACE),
 }

@@ -299,7 +299,11 @@ def test_status_says_how_far_training_came(
     [
         (PermissionError(13, "Permission denied", "/out"), "/out: permission denied; name another"),
         (NotADirectoryError(20, "Not a directory", "a/b"), "a/b: not a directory; a part of this"),
-        (OSError(28, "No space left on device", "x"), "x: no space left on device"),
+        (OSError(28, "No space left on device", "x"), "x: no space left on device; free some"),
+        (OSError(28, "No space left on device"), "no space left on device; free some space"),
+        (OSError(122, "Disk quota exceeded"), "disk quota exceeded; free some space"),
+        (OSError(30, "Read-only file system", "/x"), "/x: read-only file system; name a path on"),
+        (PermissionError(13, "Permission denied"), "[Errno 13] Permission denied"),  # of a socket
         (ValueError("plain"), "plain"),
     ],
 )
@@ -307,6 +311,14 @@ def test_a_path_that_cannot_be_written_is_named_with_the_remedy(
     error: Exception, text: str
 ) -> None:
     assert describe_error(error).startswith(text)
+
+
+def test_a_write_that_finds_the_disk_full_is_told_with_the_remedy() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full (Linux)")
+    with pytest.raises(OSError, match="No space") as caught:
+        Path("/dev/full").write_text("x")
+    assert describe_error(caught.value).startswith("no space left on device; free some space")
 
 
 def test_output_below_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -94,6 +95,8 @@ def test_every_error_of_the_packages_below_has_a_code(base):
         (NonFiniteLossError("x"), 1),
         (PermissionError("x"), 2),
         (FileNotFoundError("x"), 2),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 1),
         (RuntimeError("x"), 1),
         (KeyboardInterrupt(), 130),
     ],
