@@ -398,6 +398,7 @@ class _MasksRun:
                     "depth": self.depth.describe(),
                     "adapted": f"{self.request.minutes:g} min" if self.request.minutes else "no",
                 },
+                command=self.manifest.command,
                 read_depth=self.depth.read_of_bytes if self.depth.cache else None,
                 on_progress=bar.update,
             )

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -63,6 +64,7 @@ def write_review_page(
     *,
     title: str,
     facts: Mapping[str, str],
+    command: Sequence[str] = (),
     read_depth: ReadDepth | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     max_picture_bytes: int = MAX_PICTURE_BYTES,
@@ -75,6 +77,7 @@ def write_review_page(
         images: folder of the photos; one that cannot be read is said on the page.
         title: heading.
         facts: what was done, name → text.
+        command: arguments of `pipeline` that made the masks; empty when they are not known.
         read_depth: of a photo; without it the page has no depth.
         on_progress: called with photos done and in all.
         max_picture_bytes: bound on all pictures together, before base64.
@@ -97,6 +100,7 @@ def write_review_page(
     text = environment.get_template("review_page.html.j2").render(
         title=title,
         facts=facts,
+        redo_command=_redo_command(command),
         num_left_out=len(objects) - len(chosen),
         style=here.joinpath("review_page.css").read_text(encoding="utf-8"),
         script=here.joinpath("review_page.js").read_text(encoding="utf-8"),
@@ -116,6 +120,17 @@ def picture_side(num_objects: int, max_picture_bytes: int, *, has_depth: bool) -
     share = 1 - _DEPTH_SHARE if has_depth else 1.0
     side = math.sqrt(share * max_picture_bytes / max(num_objects, 1) / _BYTES_PER_PIXEL)
     return round(min(max(side, _SIDE_RANGE[0]), _SIDE_RANGE[1]))
+
+
+def _redo_command(command: Sequence[str]) -> str:
+    """The command that draws marked masks anew: the one that drew them, with the file of marks."""
+    redo = ["--redo", "masks-to-redo.json"]
+    if not command:
+        return f"pipeline masks … {shlex.join(redo)}"
+    words = list(command)
+    if "--redo" in words:  # of marks that this run has dealt with
+        del words[(place := words.index("--redo")) : place + 2]
+    return shlex.join(["pipeline", *words, *redo])
 
 
 def _review_key(document: Mapping[str, Any]) -> str:

@@ -104,6 +104,9 @@ def test_boxes_become_masks_with_scores_sources_and_a_review_page(
     assert result["depth"].startswith("none used")
     assert "none used" in after["info"]["masks"]["depth"]
     assert (work / "run" / "review.html").stat().st_size > 10_000
+    page = (work / "run" / "review.html").read_text()
+    assert f"<code>pipeline masks --coco {work}/boxes.json" in page
+    assert "--redo masks-to-redo.json</code>" in page
     assert invoke(["report", str(work / "run")]) == ExitCode.USAGE
     assert "is a run of `pipeline masks`; its page is" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -97,6 +98,26 @@ def test_the_page_holds_all_it_needs_and_escapes_what_it_is_given(photos: Path) 
     assert "</script><b>" not in text
     assert not re.search(r'(src|href)="?(https?:)?//', text)
     assert not re.search(r"@import|url\(", text)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ([], "pipeline masks … --redo masks-to-redo.json"),
+        (
+            ["masks", "--coco", "a b.json", "--redo", "old.json", "--polygons"],
+            "pipeline masks --coco 'a b.json' --polygons --redo masks-to-redo.json",
+        ),
+    ],
+)
+def test_the_page_names_the_command_that_draws_the_marked_masks_anew(
+    photos: Path, command: list[str], shown: str
+) -> None:
+    text = _write(photos, 2, command=command).path.read_text()
+    (redo, *others) = map(html.unescape, re.findall(r"<code>(.*?)</code>", text, re.DOTALL))
+    assert redo == shown
+    assert "--ids masks-to-redo.json" in others[0]
+    assert others[1] == "--without-ids masks-to-redo.json"
 
 
 def test_depth_stands_beside_the_photo_where_there_is_some(photos: Path) -> None:
