@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from pipeline.masks.review_page import picture_side, write_review_page
+from pipeline.masks.review_page import WrittenReview, picture_side, write_review_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
 HEIGHT, WIDTH = 60, 80
+NUM_MANY = 5000
 
 
 def _annotation(identity: int, score: float, source: str = "labeller") -> dict[str, Any]:
@@ -158,6 +160,44 @@ def test_pictures_shrink_as_their_number_grows() -> None:
     assert picture_side(5000, 24_000_000, has_depth=True) < sides[2]
 
 
+@pytest.fixture(scope="module")
+def large_page(tmp_path_factory: pytest.TempPathFactory) -> WrittenReview:
+    """The page of 5,000 objects of 12 to 40 pixels on ten photos of noise, which packs worst."""
+    folder, size = tmp_path_factory.mktemp("large"), (240, 320)
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for image_id in range(10):
+        name = f"{image_id}.png"
+        images.append({"id": image_id, "file_name": name, "width": size[1], "height": size[0]})
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    for identity in range(NUM_MANY):
+        width, height = (int(side) for side in rng.integers(12, 41, 2))
+        x, y = int(rng.integers(size[1] - width)), int(rng.integers(size[0] - height))
+        mask = np.zeros(size, np.uint8)
+        cv2.ellipse(mask, ((x + width / 2, y + height / 2), (width - 2, height - 2), 0), 1, -1)
+        counts = mask_api.encode(np.asfortranarray(mask))["counts"].decode()
+        annotations.append(
+            {"id": identity, "image_id": identity % 10, "category_id": 1, "iscrowd": 0,
+             "bbox": [x, y, width, height], "score": float(rng.random()),
+             "mask_source": "labeller", "segmentation": {"size": list(size), "counts": counts}}
+        )  # fmt: skip
+    document = {
+        "images": images, "annotations": annotations, "categories": [{"id": 1, "name": "seed"}],
+    }  # fmt: skip
+    return write_review_page(folder / "review.html", document, folder, title="Many", facts={})
+
+
+def test_five_thousand_objects_are_all_on_a_page_that_a_browser_can_load(
+    large_page: WrittenReview,
+) -> None:
+    assert (large_page.num_objects, large_page.num_left_out) == (NUM_MANY, 0)
+    assert large_page.num_bytes == large_page.path.stat().st_size < 40_000_000
+    objects = _data(large_page.path)["objects"]
+    assert sorted(item["id"] for item in objects) == list(range(NUM_MANY))
+    assert [item["score"] for item in objects] == sorted(item["score"] for item in objects)
+    assert all(item["photo"] and item["outline"] for item in objects)
+
+
 @pytest.fixture
 def browser(photos: Path) -> Iterator[Any]:
     if not (CHROMIUM and CHROMEDRIVER):
@@ -216,4 +256,16 @@ def test_in_a_browser_few_cards_exist_keys_mark_and_the_download_names_the_marke
     high.clear()
     browser.find_element("id", "search").send_keys("17")
     wait_for("1 of 400")
+    assert browser.get_log("browser") == []
+
+
+def test_in_a_browser_five_thousand_objects_are_walked_with_few_cards(
+    browser: Any, large_page: WrittenReview
+) -> None:
+    browser.get(f"file://{large_page.path}")
+    count = browser.find_element("id", "count")
+    assert count.text == f"{NUM_MANY} of {NUM_MANY} objects shown, 0 marked"
+    assert len(browser.find_elements("class name", "cell")) < 60
+    browser.find_element("tag name", "body").send_keys("jjd")
+    assert count.text.endswith("1 marked")
     assert browser.get_log("browser") == []
