@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.options import ConfigArgument, JsonOption, SetOption, WeightsOption
+from pipeline.commands.options import (
+    ConfigArgument,
+    JsonOption,
+    MinScoreOption,
+    SetOption,
+    WeightsOption,
+)
 from pipeline.output import stdout_kept_clean, to_jsonable, write_result
 from pipeline.progress import ProgressReporter
 
@@ -20,12 +25,14 @@ def label(
     coco: Annotated[Path, typer.Option("--coco", help="COCO JSON with boxes.")],
     images: Annotated[Path, typer.Option("--images", help="Image folder.")],
     out: Annotated[Path, typer.Option("--out", help="COCO JSON with masks to write.")],
+    min_score: MinScoreOption = 0.0,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give every box of a COCO file a mask and a score; exit code 3 if some have none."""
     from pipeline.config import load_experiment
     from pipeline.errors import ExitCode, UsageError
+    from pipeline.masks.masks_document import count_masks, leave_out_poor_mask
     from pipeline.output import require_writable
     from pipeline.runs.experiment_files import existing_checkpoint, refuse_small_file
     from pipeline.runs.manifest import write_atomically
@@ -54,22 +61,30 @@ def label(
                 on_progress=bar.update,
                 on_failure=lambda name, reason: failures.append({"file": name, "reason": reason}),
             )
+        for annotation in document["annotations"]:
+            if "mask_source" in annotation and not annotation.get("iscrowd"):
+                leave_out_poor_mask(annotation, min_score)
         write_atomically(out, json.dumps(to_jsonable(document)))
-    sources = Counter(item.get("mask_source") for item in document["annotations"])
-    num_filled, num_without = sources["filled_box"], sources["none"]
-    lines = [f"{sources['detector']} masks → {out}"]
-    if num_filled:
-        lines.append(f"{num_filled} boxes without a mask in them are filled (score 0)")
-    if num_without:
-        lines.append(f"{num_without} boxes have no mask: bad boxes, or of images that failed")
+    counts = count_masks(document)
+    lines = [f"{counts.num_masks} masks → {out}"]
+    if counts.num_filled_boxes:
+        fate = "keep no mask" if min_score else "are filled"
+        lines.append(f"{counts.num_filled_boxes} boxes without a mask in them {fate} (score 0)")
+    if counts.num_without_mask:
+        lines.append(
+            f"{counts.num_without_mask} boxes have no mask: bad boxes, or of images that failed"
+        )
+    if counts.num_below_score:
+        lines.append(f"{counts.num_below_score} masks are left out by --min-score")
     lines += [f"failed: {failure['file']}: {failure['reason']}" for failure in failures]
     result = {
-        "ok": not (failures or num_filled or num_without),
+        "ok": not (failures or counts.num_filled_boxes or counts.num_without_mask),
         "out": out,
         "num_images": len(document["images"]),
-        "num_masks": sources["detector"],
-        "num_filled_boxes": num_filled,
-        "num_without_mask": num_without,
+        "num_masks": counts.num_masks,
+        "num_filled_boxes": counts.num_filled_boxes,
+        "num_without_mask": counts.num_without_mask,
+        "num_below_score": counts.num_below_score,
         "failures": failures,
     }
     write_result("label", result, "\n".join(lines), as_json=as_json)

@@ -12,6 +12,7 @@ from pipeline.commands.options import (
     DryRunOption,
     JsonOption,
     MaskFormatOption,
+    MinScoreOption,
     PolygonsOption,
 )
 from pipeline.errors import ExitCode, UsageError
@@ -59,9 +60,7 @@ def make_masks(
     disjoint: Annotated[
         bool, typer.Option("--disjoint", help="Give pixels of several masks to the smallest.")
     ] = False,
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out masks with a lower expected IoU.")
-    ] = 0.0,
+    min_score: MinScoreOption = 0.0,
     review: Annotated[
         Path | None, typer.Option("--review", help="Review page; default in the run folder.")
     ] = None,

@@ -49,6 +49,12 @@ MaskFormatOption = Annotated[
 PolygonsOption = Annotated[
     bool, typer.Option("--polygons", help="Write polygons where the form has exact masks too.")
 ]
+MinScoreOption = Annotated[
+    float,
+    typer.Option(
+        "--min-score", min=0, max=1, help="Leave out masks with a lower score; their boxes stay."
+    ),
+]
 RootArgument = Annotated[
     str, typer.Argument(metavar="ROOT", help="Cache root: folder, s3://, gs:// or http(s)://")
 ]

@@ -101,12 +101,17 @@ def write_labels(
             fields = {key: value for key, value in item.items() if key != "position"}
             annotations[item["position"]] |= fields
             without.discard(item["position"])
-            if fields["score"] < min_score:
-                annotations[item["position"]].pop("segmentation", None)
+            leave_out_poor_mask(annotations[item["position"]], min_score)
     for position in without:
         annotations[position].pop("segmentation", None)
         annotations[position] |= {"score": 0.0, "mask_source": NO_MASK}
     return labelled
+
+
+def leave_out_poor_mask(annotation: dict[str, Any], min_score: float) -> None:
+    """Take a box's mask away where its score is below the least; score and source stay."""
+    if annotation["score"] < min_score:
+        annotation.pop("segmentation", None)
 
 
 def make_disjoint(objects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -30,9 +30,11 @@ def label(
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
     """Exit code and document of `pipeline label … --json`."""
 
-    def run(coco: Path, out: Path, verb: str = "label") -> tuple[int, dict[str, Any]]:
+    def run(
+        coco: Path, out: Path, verb: str = "label", *options: str
+    ) -> tuple[int, dict[str, Any]]:
         words = ["--weights", trained, "--coco", coco, "--images", scenes / "images", "--out", out]
-        code = invoke([verb, str(tiny_config), *map(str, words), "--json"])
+        code = invoke([verb, str(tiny_config), *map(str, words), *options, "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     return run
@@ -59,6 +61,26 @@ def test_boxes_without_masks_are_counted_and_told_by_the_exit_code(
     assert document["num_without_mask"] == sources.count("none") > 1
     code, document = label(source, tmp_path / "results.json", verb="predict")
     assert (code, len(document["failures"])) == (3, 1)
+
+
+def test_filled_boxes_below_the_least_score_stay_boxes(
+    tmp_path: Path, label: Callable[..., Any], scenes: Path
+) -> None:
+    source = scenes / "annotations.json"
+    _, document = label(source, tmp_path / "all.json")
+    whole = json.loads((tmp_path / "all.json").read_text())["annotations"]
+    assert document["num_filled_boxes"] > 0
+    assert all("segmentation" in item for item in whole)
+    code, document = label(source, tmp_path / "good.json", "label", "--min-score", "0.05")
+    good = json.loads((tmp_path / "good.json").read_text())["annotations"]
+    for item in whole:
+        if item["score"] < 0.05:
+            del item["segmentation"]
+    assert good == whole
+    filled = [item for item in good if item["mask_source"] == "filled_box"]
+    assert not any("segmentation" in item for item in filled)
+    assert (code, document["num_filled_boxes"]) == (3, len(filled))
+    assert document["num_masks"] == sum("segmentation" in item for item in good)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
