@@ -11,6 +11,7 @@ from pycocotools import mask as mask_api
 
 from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
+from pipeline.runs.manifest import Manifest
 from segtrain.data.segmentations import FILLED_BOX, decode_segmentation
 from segtrain.errors import DatasetError
 from segtrain.labeller import (
@@ -22,6 +23,7 @@ from segtrain.labeller import (
     adapt_labeller,
     load_labeller,
 )
+from segtrain.run.resume_rules import describe_file
 
 _APPROVED_CROPS = 8
 _SAME_IOU = 0.95
@@ -41,6 +43,27 @@ def find_positions(annotations: Sequence[Mapping[str, Any]], ids: set[Any]) -> s
     if absent := ids - {annotations[position]["id"] for position in found}:
         raise UsageError(f"ids that the file has no annotation of: {sorted(map(str, absent))[:5]}")
     return found
+
+
+def find_base(manifest: Manifest, drawn: LabelJournal, named: set[int]) -> LabelJournal:
+    """Masks that a redo starts from: what was drawn, or what the redo before it made of that.
+
+    The same marks again, or those of a redo that was cut off, start from where they started.
+
+    Args:
+        manifest: of the run.
+        drawn: masks as the labeller drew them.
+        named: positions that are marked now.
+    """
+    record = manifest.stages.get("redo")
+    if record is None or record.inputs.get("drawn") != describe_file(str(drawn.path)):
+        return drawn
+    is_further = record.state == "done" and record.inputs["marked"] != sorted(named)
+    wanted = record.outputs["labels"] if is_further else record.inputs["labels"]
+    for path in drawn.path.parent.glob("redone-*.jsonl"):
+        if describe_file(str(path)) == wanted:
+            return LabelJournal(path)
+    return drawn
 
 
 def learn_from_the_others(

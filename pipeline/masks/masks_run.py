@@ -242,12 +242,14 @@ class _MasksRun:
 
     def _redo(self, ids: set[Any]) -> tuple[Path, LabelJournal]:
         """Learn from the masks that were left, and draw those anew that were marked."""
-        from pipeline.masks.masks_redo import find_positions, learn_from_the_others, merge_labels
+        from pipeline.masks import masks_redo
         from segtrain.labeller import WEIGHTS_NAME
 
-        named = find_positions(self.reading.document["annotations"], ids)
+        named = masks_redo.find_positions(self.reading.document["annotations"], ids)
+        base = masks_redo.find_base(self.manifest, self.journal, named)
         inputs = {
-            "labels": describe_file(str(self.journal.path)),
+            "drawn": describe_file(str(self.journal.path)),
+            "labels": describe_file(str(base.path)),
             "weights": describe_file(str(self.weights)),
             "marked": sorted(named),
             "minutes": self.request.minutes,
@@ -265,9 +267,9 @@ class _MasksRun:
         self.is_news = True
         tell_changes(self.manifest, "redo", inputs)
         with self.manifest.running("redo", inputs) as record:
-            masks = {"entries": list(self.journal.entries()), "named": named}
+            masks = {"entries": list(base.entries()), "named": named}
             weights, iterations = self._learn(
-                learn_from_the_others, settings, folder, start=self.weights, **masks
+                masks_redo.learn_from_the_others, settings, folder, start=self.weights, **masks
             )
             again = [r for r in self.records if any(a.position in named for a in r.annotations)]
             fresh: dict[int, dict[str, Any]] = {}
@@ -278,11 +280,12 @@ class _MasksRun:
                     if labels.failure is not None:
                         logger.warning("%s keeps its masks: %s", photo.file_name, labels.failure)
                     fresh |= {item["position"]: item for item in labels.objects}
-            num_changed = merge_labels(self.journal, fresh, named, merged)
+            num_changed = masks_redo.merge_labels(base, fresh, named, merged)
             record.counts = {
                 "iterations": iterations, "marked": len(named), "changed": num_changed,
             }  # fmt: skip
-            record.outputs = {"weights": str(weights)}
+            redone = describe_file(str(merged.path))
+            record.outputs = {"weights": str(weights), "labels": redone}
         logger.info("redo: %d of %d marked masks changed", num_changed, len(named))
         return weights, merged
 

@@ -423,6 +423,13 @@ def test_marked_masks_are_drawn_anew_and_the_others_stay(
     assert len(folders) == 2
     assert taught, "the masks that were left teach"
     assert not run("--redo", str(work / "redo.json"))[1]["is_news"]
+    further = next(k for k in kept if not before[k]["iscrowd"])
+    (work / "redo.json").write_text(json.dumps([further]))
+    assert run("--redo", str(work / "redo.json"))[1]["is_news"]
+    last = {i["id"]: i for i in json.loads((work / "masks.json").read_text())["annotations"]}
+    assert all(last[k] == after[k] for k in after.keys() - {further}), "the first redo stays"
+    assert last[further]["score"] != after[further]["score"]
+    assert not run("--redo", str(work / "redo.json"))[1]["is_news"]
     (work / "redo.json").write_text(json.dumps([12345678]))
     assert run("--redo", str(work / "redo.json"))[0] == ExitCode.USAGE
 

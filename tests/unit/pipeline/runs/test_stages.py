@@ -181,7 +181,7 @@ def test_evaluation_depends_on_the_method_and_the_size(
             run_eval_stage(manifest, load(change), tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(("model", "is_told"), [("second", True), ("somewhere/first", False)])
+@pytest.mark.parametrize(("model", "is_told"), [("second", True), ("imported/first", False)])
 def test_a_cache_of_another_model_than_the_config_s_is_told(
     model: str,
     is_told: bool,
