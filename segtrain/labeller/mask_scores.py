@@ -26,6 +26,8 @@ FloatArray = npt.NDArray[np.float64]
 STARTING_THRESHOLD, ADAPTED_THRESHOLD = 0.3, 0.4
 _STEPS_TO_ADAPTED = 200
 _SUREST = 0.95
+# Signs of a larger mask are taken of every second, third, … pixel: the network saw it in fewer.
+_MOST_SIGN_PIXELS = 512
 SIGNS = ("agreement", "stability", "expected_overlap", "fill")
 
 
@@ -117,11 +119,13 @@ def cut_views(
         (H, W) mask as `cut_mask` leaves it, and the signs; they are of masks cut in that way.
     """
     joint = views_VHW.mean(0).astype(np.float32)
-    mask = cut_mask(joint, threshold)
-    overlaps = [_iou(cut_mask(view, threshold), mask) for view in views_VHW]
+    whole = cut_mask(joint, threshold)
+    height, width = whole.shape
+    step = -(-max(height, width) // _MOST_SIGN_PIXELS)
+    joint, mask = joint[::step, ::step], whole[::step, ::step]
+    overlaps = [_iou(cut_mask(view[::step, ::step], threshold), mask) for view in views_VHW]
     surest = cut_mask(joint, min(2 * threshold, _SUREST))
-    height, width = mask.shape
-    return mask, MaskSigns(
+    return whole, MaskSigns(
         confidence=float(np.abs(2 * joint - 1).mean()),
         agreement=float(np.mean(overlaps)),
         stability=_iou(surest, cut_mask(joint, threshold / 2)),

@@ -102,22 +102,26 @@ def box_coverage(boxes_N4: torch.Tensor, height: int, width: int) -> torch.Tenso
 
 
 def paste_probabilities(
-    probabilities_hw: torch.Tensor, window_4: torch.Tensor, pixels: tuple[int, int, int, int]
+    probabilities_hw: torch.Tensor,
+    window_4: torch.Tensor,
+    pixels: tuple[int, int, int, int],
+    step: int = 1,
 ) -> torch.Tensor:
-    """Probability at the centres of photo pixels.
+    """Probability at the centres of photo pixels, or of blocks of them.
 
     Args:
         probabilities_hw: over the window.
         window_4: x1, y1, x2, y2 of the window in the photo.
         pixels: row start, row stop, column start, column stop in the photo.
+        step: side of a block; the last ones may reach beyond `pixels`.
 
     Returns:
         (rows, columns), bilinear, edge values outside the window.
     """
     r0, r1, c0, c1 = pixels
     x1, y1, x2, y2 = window_4.tolist()
-    rows = (torch.arange(r0, r1) + 0.5 - y1) * (2 / (y2 - y1)) - 1
-    columns = (torch.arange(c0, c1) + 0.5 - x1) * (2 / (x2 - x1)) - 1
+    rows = (torch.arange(r0, r1, step) + step / 2 - y1) * (2 / (y2 - y1)) - 1
+    columns = (torch.arange(c0, c1, step) + step / 2 - x1) * (2 / (x2 - x1)) - 1
     grid = torch.stack(torch.broadcast_tensors(columns[None, :], rows[:, None]), -1)
     return F.grid_sample(
         probabilities_hw[None, None],

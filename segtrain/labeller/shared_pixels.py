@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +24,9 @@ from segtrain.labeller.object_crops import paste_probabilities
 # Chosen on COCO train photos; .2 to .5 differ by less than chance (docs/labeller.md).
 _TRUST_IN_RIVALS = 0.3
 _SUREST = 0.9999
+# A rival is looked at in so many places of a side at most, as its network saw it in no more: every
+# pair of boxes that overlap costs this, and photos may be large.
+_MOST_SAMPLES = 128
 Pixels = tuple[int, int, int, int]
 
 
@@ -42,11 +46,11 @@ class SeenObject:
     windows: Sequence[torch.Tensor]
     spill: float
 
-    def paste(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """Probabilities of the views at pixels of the photo, (V, rows, columns)."""
+    def paste(self, pixels: Pixels, step: int = 1) -> npt.NDArray[np.float32]:
+        """Probabilities of the views at pixels of the photo, or at blocks, (V, rows, columns)."""
         return np.stack(
             [
-                paste_probabilities(view, window, pixels).numpy()
+                paste_probabilities(view, window, pixels, step).numpy()
                 for view, window in zip(self.probabilities, self.windows, strict=True)
             ]
         )
@@ -68,7 +72,7 @@ def paste_among_rivals(seen: SeenObject, rivals: Sequence[SeenObject]) -> npt.ND
         shared = _overlap(seen.pixels, rival.pixels)
         if shared is None:
             continue
-        joint = np.minimum(rival.paste(shared).mean(0), _SUREST)
+        joint = np.minimum(_sample(rival, shared), _SUREST)
         r0, r1, c0, c1 = shared
         top, left = seen.pixels[0], seen.pixels[2]
         rival_odds_HW[r0 - top : r1 - top, c0 - left : c1 - left] += joint / (1 - joint)
@@ -77,6 +81,16 @@ def paste_among_rivals(seen: SeenObject, rivals: Sequence[SeenObject]) -> npt.ND
     against_HW = 1 + _TRUST_IN_RIVALS * rival_odds_HW
     divided: npt.NDArray[np.float32] = pasted_VHW / (pasted_VHW + (1 - pasted_VHW) * against_HW)
     return divided
+
+
+def _sample(rival: SeenObject, pixels: Pixels) -> npt.NDArray[np.float32]:
+    """Mean probability of its views at the pixels, (rows, columns)."""
+    rows, columns = pixels[1] - pixels[0], pixels[3] - pixels[2]
+    step = max(-(-max(rows, columns) // _MOST_SAMPLES), 1)
+    joint: npt.NDArray[np.float32] = rival.paste(pixels, step).mean(0)
+    if step > 1:
+        joint = cv2.resize(joint, None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
+    return joint[:rows, :columns]
 
 
 def _overlap(a: Pixels, b: Pixels) -> Pixels | None:

@@ -42,6 +42,18 @@ def test_sure_views_that_agree_get_full_signs() -> None:
     assert signs.fill == pytest.approx(60 / 200)
 
 
+def test_a_large_mask_has_the_signs_of_a_small_one() -> None:
+    """Of a photo of 12 million pixels every third or so is looked at; the mask is whole."""
+    small = np.random.default_rng(0).random((2, 30, 40)).astype(np.float32)
+    large = small.repeat(50, 1).repeat(50, 2)
+    mask, signs = cut_views(large, 0.1)
+    assert mask.shape == (1500, 2000)
+    of_small = dataclasses.asdict(cut_views(small.repeat(10, 1).repeat(10, 2), 0.1)[1])
+    found = dataclasses.asdict(signs)
+    assert found.pop("log_size") == pytest.approx(of_small.pop("log_size") + np.log2(5))
+    assert found == pytest.approx(of_small, abs=0.02)
+
+
 def test_views_that_differ_lower_the_agreement() -> None:
     left, right = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
     left[:, :5], right[:, 3:] = 0.9, 0.8

@@ -40,6 +40,19 @@ def test_rivals_that_share_no_pixel_change_nothing() -> None:
     )
 
 
+def test_a_large_rival_is_sampled_and_spread() -> None:
+    """Boxes of a thousand pixels: as every pixel would say it, within what is between samples."""
+    gradient = torch.linspace(0.1, 0.9, 32).expand(32, 32).contiguous()
+    window = torch.tensor([0.0, 0.0, 1003.0, 701.0])
+    rival = SeenObject(
+        pixels=(0, 701, 0, 1003), probabilities=[gradient], windows=[window], spill=0.0
+    )
+    one = _seen((300, 690, 5, 900), 0.5)
+    found = paste_among_rivals(one, [rival])[0]
+    joint = rival.paste((300, 690, 5, 900))[0]
+    np.testing.assert_allclose(found, 1 / (2 + 0.3 * joint / (1 - joint)), atol=2e-3)
+
+
 def test_rivals_add_up() -> None:
     one, rival = _seen((0, 2, 0, 2), 0.7), _seen((0, 2, 0, 2), 0.6)
     first = paste_among_rivals(one, [rival])
