@@ -39,7 +39,7 @@ def main(demo: Path, picture: Path) -> None:
     folder = demo / "labeller" / "held-out"
     rows = [_read_masks(folder / f"{name}.json", truth)
             for name in ("from-pictures-alone", "with-sensed-depth")]  # fmt: skip
-    masks_of = [_decode(record) for record in truth]
+    masks_of = [_decode(record, [a.segmentation for a in record.annotations]) for record in truth]
     wanted = [k for k, record in enumerate(truth) if len(record.annotations) in _OBJECTS]
     wanted.sort(key=lambda k: _mean_iou(rows[0][k], masks_of[k]))
     chosen = [wanted[round(place * (len(wanted) - 1))] for place in _PLACES]
@@ -54,22 +54,16 @@ def main(demo: Path, picture: Path) -> None:
 
 def _read_masks(file: Path, truth: list[ImageRecord]) -> list[list[npt.NDArray[np.bool_]]]:
     """Masks of a labelled file, by scene, in the order of its objects."""
-    of = {item["id"]: item for item in json.loads(file.read_text())["annotations"]}
-    return [
-        [
-            decode_segmentation(
-                of[item.annotation_id].get("segmentation"), record.height, record.width
-            ).astype(bool)
-            for item in record.annotations
-        ]
-        for record in truth
-    ]
+    of = {
+        item["id"]: item.get("segmentation") for item in json.loads(file.read_text())["annotations"]
+    }
+    return [_decode(record, [of[a.annotation_id] for a in record.annotations]) for record in truth]
 
 
-def _decode(record: ImageRecord) -> list[npt.NDArray[np.bool_]]:
+def _decode(record: ImageRecord, segmentations: list[Any]) -> list[npt.NDArray[np.bool_]]:
     return [
-        decode_segmentation(item.segmentation, record.height, record.width).astype(bool)
-        for item in record.annotations
+        decode_segmentation(segmentation, record.height, record.width).astype(bool)
+        for segmentation in segmentations
     ]
 
 

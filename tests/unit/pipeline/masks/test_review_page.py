@@ -7,7 +7,6 @@ import html
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from pipeline.masks.review_page import WrittenReview, picture_side, write_review_page
+from tests.conftest import open_browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMEDRIVER = shutil.which("chromedriver")
 HEIGHT, WIDTH = 60, 80
 NUM_MANY = 5000
 
@@ -200,21 +198,10 @@ def test_five_thousand_objects_are_all_on_a_page_that_a_browser_can_load(
 
 @pytest.fixture
 def browser(photos: Path) -> Iterator[Any]:
-    if not (CHROMIUM and CHROMEDRIVER):
-        pytest.skip("needs chromium and chromedriver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    downloads = {"download.default_directory": str(photos.parent / "downloads")}
-    options.add_experimental_option("prefs", downloads)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    driver.set_window_size(1200, 800)
-    yield driver
-    driver.quit()
+    """That of the other pages, with a folder for what it downloads."""
+    with open_browser({"download.default_directory": str(photos.parent / "downloads")}) as driver:
+        driver.set_window_size(1200, 800)
+        yield driver
 
 
 def test_in_a_browser_few_cards_exist_keys_mark_and_the_download_names_the_marked(
