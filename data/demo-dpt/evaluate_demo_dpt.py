@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.ndimage import binary_erosion, gaussian_filter
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
@@ -36,6 +37,9 @@ _REACH = 2  # pixels to either side of a border within which the predicted step 
 _MIN_STEP = 0.02  # of the picture's range of inverse depth
 _LINK_SIZE = 384  # pixels of a picture's side, of whose mask grid the links are counted
 _SUPPORTS = ("standing", "floating")
+_PARTS = ("true borders, predicted heights", "predicted borders, true heights")
+_CORE = 3  # pixels that an object's core is away from its border
+_SMOOTHING = 8.0  # pixels; of the background's error, carried on to its borders
 _TABLE_START, _TABLE_END = "<!-- measured: start -->", "<!-- measured: end -->"
 
 
@@ -52,6 +56,8 @@ class Measured:
         boundary_recall_by_appearance: the same per way of painting.
         boundary_recall_by_support: the same of objects on the floor, whose place in the picture
             says how far they are, and of those in the air, whose place and size do not.
+        boundary_recall_by_part: the same of `recombine`'s two maps: true borders with heights as
+            predicted, and borders as predicted with true heights.
         num_boundary_pairs: how many pairs that is.
         false_step_share: share of pixel pairs far from borders where the prediction steps though
             the truth does not.
@@ -68,6 +74,7 @@ class Measured:
     boundary_recall: float
     boundary_recall_by_appearance: dict[str, float]
     boundary_recall_by_support: dict[str, float]
+    boundary_recall_by_part: dict[str, float]
     num_boundary_pairs: int
     false_step_share: float
     border_link_share: float
@@ -117,11 +124,14 @@ def evaluate(model_folder: Path, num_scenes: int, *, preset: str = "rooms") -> M
         ratio = np.maximum(depth / scene.depth_metres, scene.depth_metres / depth)
         delta.append(float((ratio < 1.25).mean()))
         linked = link_by_depth(predicted[0].numpy(), _LINK_SIZE)
+        parts = dict(zip(_PARTS, recombine(scene, aligned), strict=True))
         for number, name in enumerate(scene.appearances):
             solid, found = scene.solids[number], recovered_border(scene, aligned, number)
             is_floating = float(solid.centre[1]) > solid.half_height + 0.01
             recovered[name].append(found)
             recovered[_SUPPORTS[is_floating]].append(found)
+            for name_of_part, part in parts.items():
+                recovered[name_of_part].append(recovered_border(scene, part, number))
             links[name] += count_links(scene.masks[number], linked, _LINK_SIZE)
         num_false, num_flat = count_false_steps(scene, aligned)
         false_steps, flat_pairs = false_steps + num_false, flat_pairs + num_flat
@@ -144,6 +154,7 @@ def evaluate(model_folder: Path, num_scenes: int, *, preset: str = "rooms") -> M
         boundary_recall=round(float(together.mean()), 4),
         boundary_recall_by_appearance={k: v for k, v in recalls.items() if k in APPEARANCES},
         boundary_recall_by_support={k: v for k, v in recalls.items() if k in _SUPPORTS},
+        boundary_recall_by_part={k: recalls[k] for k in _PARTS},
         num_boundary_pairs=int(together.size),
         false_step_share=round(false_steps / flat_pairs, 4),
         border_link_share=link_shares.pop("all"),
@@ -185,6 +196,37 @@ def recovered_border(
         counts, step = counts[:, inner], step[:, inner]
         found.append((span[counts] * np.sign(step[counts])) >= 0.5 * np.abs(step[counts]))
     return np.concatenate(found)
+
+
+def recombine(
+    scene: Scene, aligned: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What the prediction would be if only its heights, or only its borders, were wrong.
+
+    An object's height is the median error in its core; the background's error varies, so it is
+    carried on from the background's core by smoothing.
+
+    Returns:
+        True borders with heights as predicted, and borders as predicted with true heights.
+    """
+    error = aligned - scene.inverse_depth
+    background = ~np.any(scene.masks, axis=0)
+    core = _core(background).astype(np.float64)
+    carried = gaussian_filter(core * error, _SMOOTHING)
+    carried /= np.maximum(gaussian_filter(core, _SMOOTHING), 1e-6)
+    of_heights, of_borders = scene.inverse_depth + carried, aligned.copy()
+    for mask in scene.masks:
+        if mask.any():
+            height = float(np.median(error[_core(mask)]))
+            of_heights[mask] = scene.inverse_depth[mask] + height
+            of_borders[mask] -= height
+    return of_heights, of_borders
+
+
+def _core(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Pixels further than `_CORE` from the border; all of a mask that has none."""
+    core: npt.NDArray[np.bool_] = binary_erosion(mask, iterations=_CORE)
+    return core if core.any() else mask
 
 
 def count_false_steps(scene: Scene, aligned: npt.NDArray[np.float64]) -> tuple[int, int]:
@@ -231,6 +273,10 @@ def fill_card(card: str, measured: Mapping[str, Measured]) -> str:
     ]
     rows += _rows_by_group([part.boundary_recall_by_appearance for part in parts], APPEARANCES)
     rows += _rows_by_group([part.boundary_recall_by_support for part in parts], _SUPPORTS)
+    rows += [
+        (f"… if it had {name}", [f"{part.boundary_recall_by_part[name]:.1%}" for part in parts], "")
+        for name in _PARTS
+    ]
     false_steps = [f"{part.false_step_share:.2%}" for part in parts]
     rows.append(("false steps away from borders", false_steps, ""))
     link_shares = [f"{part.border_link_share:.1%}" for part in parts]

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 from pipeline.resources import demo_dpt_path
@@ -244,6 +245,22 @@ def test_border_recall_is_whole_for_the_truth_and_nothing_for_a_flat_guess() -> 
     noise = np.random.default_rng(0).normal(0, 0.3, truth.shape)
     num_false, num_flat = evaluation.count_false_steps(scene, truth + noise)
     assert num_false > 0.5 * num_flat
+
+
+def test_heights_and_borders_are_told_apart() -> None:
+    scene = render_scene(evaluation.HELD_OUT_SEED, (96, 96), index=3)
+    truth = scene.inverse_depth.astype(np.float64)
+    # Right borders, objects at wrong heights: true heights mend it, true borders do not.
+    moved = truth + 0.3 * np.any(scene.masks, axis=0)
+    of_heights, of_borders = evaluation.recombine(scene, moved)
+    assert np.allclose(of_borders, truth, atol=1e-6)
+    assert np.allclose(of_heights[scene.masks[0]], moved[scene.masks[0]], atol=1e-6)
+    # Right heights, borders washed out: the other way round.
+    washed = scipy.ndimage.gaussian_filter(truth, 2.0)
+    of_heights, of_borders = evaluation.recombine(scene, washed)
+    mean_error = np.abs(washed - truth).mean()
+    assert np.abs(of_heights - truth).mean() < 0.5 * mean_error
+    assert np.abs(of_borders - truth).mean() > 0.5 * mean_error
 
 
 def test_alignment_undoes_scale_and_shift() -> None:
