@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from segtrain.data.segmentations import FILLED_BOX, decode_segmentation, encode_mask
+from segtrain.data.segmentations import FILLED_BOX, REFINED, decode_segmentation, encode_mask
 
 NO_MASK = "none"
 # A larger share of filled boxes says that something is wrong with the boxes or the adaptation.
@@ -25,6 +25,7 @@ class MaskCounts:
         num_photos: photos with boxes.
         num_boxes: boxes in all.
         num_masks: with a mask of the labeller.
+        num_refined: of the masks, those that sharp depth cut anew.
         num_filled_boxes: where it found nothing, or everything: the box itself stands there.
         num_without_mask: boxes that cannot be used, and those of photos that failed.
         num_below_score: masks left out by `--min-score` and `--disjoint`.
@@ -35,6 +36,7 @@ class MaskCounts:
     num_photos: int
     num_boxes: int
     num_masks: int
+    num_refined: int
     num_filled_boxes: int
     num_without_mask: int
     num_below_score: int
@@ -50,6 +52,8 @@ class MaskCounts:
                 f"; score {self.mean_score:.2f} on average, below 0.5 for "
                 f"{self.share_below_half:.0%}"
             )
+        if self.num_refined:
+            lines.append(f"{self.num_refined} of the masks were refined by depth")
         if self.num_filled_boxes:
             lines.append(
                 f"{self.num_filled_boxes} filled boxes: no mask was found in them, and they count "
@@ -149,11 +153,13 @@ def count_masks(document: Mapping[str, Any]) -> MaskCounts:
     boxes = [item for item in document["annotations"] if "mask_source" in item]
     sources = Counter(item["mask_source"] for item in boxes)
     found = [item for item in boxes if item["mask_source"] not in (FILLED_BOX, NO_MASK)]
-    scores = [float(item["score"]) for item in found if "segmentation" in item]
+    kept = [item for item in found if "segmentation" in item]
+    scores = [float(item["score"]) for item in kept]
     return MaskCounts(
         num_photos=len({item["image_id"] for item in boxes}),
         num_boxes=len(boxes),
         num_masks=len(scores),
+        num_refined=sum(item["mask_source"] == REFINED for item in kept),
         num_filled_boxes=sources[FILLED_BOX],
         num_without_mask=sources[NO_MASK],
         num_below_score=len(found) - len(scores),

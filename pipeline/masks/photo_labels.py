@@ -79,7 +79,7 @@ def learn_with_progress(
 
 
 # Larger where the same weights draw other masks than before, so that a folder never mixes them.
-LABELLING = 2
+LABELLING = 3
 
 
 def draw_objects(

@@ -22,6 +22,8 @@ from segtrain.errors import DatasetError
 
 # `mask_source` of an annotation whose segmentation is its box: no mask was found in it.
 FILLED_BOX = "filled_box"
+# That of a mask which sharp depth cut anew.
+REFINED = "refined"
 # Outlines are walked pixel by pixel, in memory: real ones are far shorter than this many sides.
 _MAX_OUTLINE_SIDES = 64
 # A count of more 5-bit digits would not fit 32 bits, which is how pycocotools holds it.

@@ -24,13 +24,15 @@ from segtrain.labeller.crop_network import (
     default_device,
     load_crop_network,
 )
+from segtrain.labeller.cut_mask import cut_mask
+from segtrain.labeller.depth_refinement import refine_by_depth, refined_score
 from segtrain.labeller.mask_scores import (
     ADAPTED_THRESHOLD,
     STARTING_THRESHOLD,
     UNCALIBRATED,
     MaskSigns,
     ScoreCalibration,
-    cut_views,
+    look_at_mask,
 )
 from segtrain.labeller.object_crops import (
     box_coverage,
@@ -42,7 +44,7 @@ from segtrain.labeller.schedule import choose_crop_size
 from segtrain.labeller.shared_pixels import Pixels, SeenObject, paste_among_rivals
 from segtrain.precision import multiplies_bfloat16
 
-Source = Literal["labeller", "filled_box"]
+Source = Literal["labeller", "refined", "filled_box"]
 _CROPS_AT_ONCE = 32
 
 
@@ -80,8 +82,9 @@ class ObjectMask:
         crop: (h, w) bool, the mask in the pixels that the box touches.
         photo_size: height and width.
         score: IoU that the mask is expected to have, 0..1; 0 for a filled box.
-        source: `labeller`; `filled_box` where the network found nothing, or everything: such a
-            mask says no more than its box.
+        source: `labeller`; `refined` where sharp depth cut it anew (`depth_refinement`);
+            `filled_box` where nothing, or everything, was found: such a mask says no more than its
+            box.
         signs: what the score was made from; None for a box without area.
         used_depth: whether depth was a hint.
     """
@@ -216,7 +219,7 @@ def label_boxes(
     for index, one in seen.items():
         rivals = [] if classes is None else _rivals(index, seen, np.asarray(classes))
         pasted_VHW = paste_among_rivals(one, rivals)
-        masks[index] = _decide(labeller, pasted_VHW, one, (height, width), inverse_depth)
+        masks[index] = _decide(labeller, pasted_VHW, one, image_rgb, inverse_depth)
     return masks
 
 
@@ -299,17 +302,28 @@ def _decide(
     labeller: Labeller,
     pasted_VHW: npt.NDArray[np.float32],
     seen: SeenObject,
-    photo_size: tuple[int, int],
+    image_rgb: npt.NDArray[np.uint8],
     inverse_depth: npt.NDArray[np.float32] | None,
 ) -> ObjectMask:
-    crop, signs = cut_views(pasted_VHW, seen.spill, labeller.threshold)
-    says_nothing = not crop.any() or bool(crop.all())
+    joint, threshold = pasted_VHW.mean(0).astype(np.float32), labeller.threshold
+    crop = cut_mask(joint, threshold)
+    refined = None
+    if inverse_depth is not None:
+        refined = refine_by_depth(joint, crop, threshold, image_rgb, inverse_depth, seen.pixels)
+    mask = crop if refined is None else refined
+    signs = look_at_mask(mask, pasted_VHW, seen.spill, threshold)
+    score = labeller.calibration.score(signs)
+    source: Source = "labeller"
+    if refined is not None:
+        score, source = refined_score(score), "refined"
+    if not mask.any() or mask.all():
+        mask, score, source = np.ones_like(mask), 0.0, "filled_box"
     return ObjectMask(
         origin=(seen.pixels[0], seen.pixels[2]),
-        crop=np.ones_like(crop) if says_nothing else crop,
-        photo_size=photo_size,
-        score=0.0 if says_nothing else labeller.calibration.score(signs),
-        source="filled_box" if says_nothing else "labeller",
+        crop=mask,
+        photo_size=image_rgb.shape[:2],
+        score=score,
+        source=source,
         signs=signs,
         used_depth=inverse_depth is not None,
     )

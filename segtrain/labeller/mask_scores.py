@@ -118,20 +118,30 @@ def cut_views(
     Returns:
         (H, W) mask as `cut_mask` leaves it, and the signs; they are of masks cut in that way.
     """
-    joint = views_VHW.mean(0).astype(np.float32)
-    whole = cut_mask(joint, threshold)
-    height, width = whole.shape
+    mask = cut_mask(views_VHW.mean(0).astype(np.float32), threshold)
+    return mask, look_at_mask(mask, views_VHW, spill, threshold)
+
+
+def look_at_mask(
+    mask_HW: npt.NDArray[np.bool_],
+    views_VHW: npt.NDArray[np.float32],
+    spill: float,
+    threshold: float,
+) -> MaskSigns:
+    """Signs of a mask that views led to; the arguments are `cut_views`'s."""
+    height, width = mask_HW.shape
     step = -(-max(height, width) // _MOST_SIGN_PIXELS)
-    joint, mask = joint[::step, ::step], whole[::step, ::step]
-    overlaps = [_iou(cut_mask(view[::step, ::step], threshold), mask) for view in views_VHW]
+    views_VHW, mask = views_VHW[:, ::step, ::step], mask_HW[::step, ::step]
+    joint = views_VHW.mean(0).astype(np.float32)
+    overlaps = [_iou(cut_mask(view, threshold), mask) for view in views_VHW]
     surest = cut_mask(joint, min(2 * threshold, _SUREST))
-    return whole, MaskSigns(
+    return MaskSigns(
         confidence=float(np.abs(2 * joint - 1).mean()),
         agreement=float(np.mean(overlaps)),
         stability=_iou(surest, cut_mask(joint, threshold / 2)),
         expected_overlap=float(joint[mask].sum() / (mask.sum() + joint[~mask].sum() + 1e-6)),
         worst_agreement=float(np.min(overlaps)),
-        side_agreement=1.0 - _mean_gap(mask),
+        side_agreement=1.0 - mean_gap(mask),
         spill=min(spill, 2.0),
         fill=float(mask.mean()),
         log_size=math.log2(max(math.sqrt(height * width), 1.0)),
@@ -190,8 +200,8 @@ def _iou(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
     return int((a & b).sum()) / union if union else 1.0
 
 
-def _mean_gap(mask: npt.NDArray[np.bool_]) -> float:
-    """Mean distance of the mask from the four sides, as shares of the sides; 1 for no mask."""
+def mean_gap(mask: npt.NDArray[np.bool_]) -> float:
+    """Mean distance of a box's mask from the four sides, as shares of the sides; 1 for none."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return 1.0

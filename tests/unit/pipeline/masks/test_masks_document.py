@@ -47,6 +47,14 @@ def test_order_ids_and_other_fields_stay_and_the_source_document_too() -> None:
     assert after["info"] == {"year": 2026, "masks": {"depth": "none"}}
 
 
+def test_masks_that_depth_refined_are_told() -> None:
+    entries = [_entry(0, 0.8, "refined"), _entry(1, 0.3)]
+    labelled = write_labels(DOCUMENT, entries, [0, 1], min_score=0.0, facts={})
+    counts = count_masks(labelled)
+    assert (counts.num_masks, counts.num_refined) == (2, 1)
+    assert "1 of the masks were refined by depth" in counts.lines()
+
+
 def test_every_box_is_counted_as_one_thing() -> None:
     counts = count_masks(_labelled())
     assert (counts.num_boxes, counts.num_masks) == (4, 2)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -134,8 +135,12 @@ def test_depth_shows_what_colour_hides(shipped: Labeller) -> None:
     noise = np.random.default_rng(0).integers(90, 130, (96, 128, 3)).astype(np.uint8)
     (blind,) = label_boxes(shipped, noise, box[None])
     (seeing,) = label_boxes(shipped, noise, box[None], depth)
-    assert _iou(seeing.whole(), truth) > 0.9
+    assert _iou(seeing.whole(), truth) > 0.97
     assert _iou(seeing.whole(), truth) > _iou(blind.whole(), truth)
+    assert (blind.source, seeing.source) == ("labeller", "refined")
+    blurred = cv2.GaussianBlur(depth, (0, 0), 5)
+    (hoping,) = label_boxes(shipped, noise, box[None], blurred)
+    assert hoping.source == "labeller"
 
 
 def test_the_shipped_weights_beat_the_filled_box_on_new_scenes(shipped: Labeller) -> None:
