@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def load_results(folders: Sequence[Path]) -> list[tuple[RunResult, Manifest]]:
     """Read finished runs from their folders, each under a name of its own.
 
     Raises:
-        UsageError: a run has no evaluation yet, or is named twice.
+        UsageError: a run has no evaluation yet, is named twice, or is a folder of runs.
     """
     return [_load_result(*named) for named in zip(folders, name_runs(folders), strict=True)]
 
@@ -118,8 +119,10 @@ def _load_result(folder: Path, name: str) -> tuple[RunResult, Manifest]:
     from pipeline.config import load_experiment
     from pipeline.runs.demo_data import make_absent_demo_data
 
-    manifest = load_manifest(folder)
     file = folder / "eval" / "metrics.json"
+    if not file.is_file():
+        _refuse_folder_of_runs(folder)
+    manifest = load_manifest(folder)
     if review := manifest.stages.get("review"):
         page = review.outputs.get("page", "not written yet")
         raise UsageError(f"{folder} is a run of `pipeline masks`; its page is {page}")
@@ -138,6 +141,23 @@ def _load_result(folder: Path, name: str) -> tuple[RunResult, Manifest]:
         name=name, folder=folder, experiment=experiment, weights=weights, metrics=metrics
     )
     return result, manifest
+
+
+def _refuse_folder_of_runs(folder: Path) -> None:
+    """Refuse a folder, such as a demo's, that evaluated runs lie in, with the command for them.
+
+    Raises:
+        UsageError: it is one.
+    """
+    runs = sorted(str(file.parents[1]) for file in folder.glob("*/eval/metrics.json"))
+    if not runs:
+        return
+    report = folder / "report.html"
+    existing = f" The report on all of them is {report}." if report.is_file() else ""
+    raise UsageError(
+        f"{folder} is not one run but holds {len(runs)} evaluated ones; to compare them: "
+        f"{shlex.join(['pipeline', 'report', *runs])}.{existing}"
+    )
 
 
 def describe_coverage(manifest: Manifest) -> dict[str, str]:

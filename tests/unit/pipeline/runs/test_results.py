@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,29 @@ def test_runs_of_one_folder_name_have_a_row_each(
     }
     page = (folders[0] / "report.html").read_text()
     assert all(f"<th scope=row>{name}</th>" in page for name in found)
+
+
+def test_a_demo_s_folder_is_refused_with_its_report_and_the_runs_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"path": "configs/coco/full_r50_1x.py", "assignments": []}
+    demo = tmp_path / "the demo"
+    for name in ("boxinst", "control"):
+        open_manifest(demo / name, command=[], config=config, stages=["eval"], home=demo)
+        (demo / name / "eval").mkdir()
+        metrics = {"bbox": {"AP": 1.0}, "segm": {"AP": None}}
+        (demo / name / "eval" / "metrics.json").write_text(json.dumps(metrics))
+
+    def refusal() -> str:
+        assert invoke(["report", str(demo)]) == ExitCode.USAGE
+        return capsys.readouterr().err
+
+    said = refusal()  # as of any folder of runs
+    assert "holds 2 evaluated ones" in said
+    assert "report.html" not in said
+    open_manifest(demo, command=["demo"], config={}, stages=["report"])
+    (demo / "report.html").write_text("")
+    said = refusal()
+    assert f"The report on all of them is {demo / 'report.html'}." in said
+    command = shlex.split(re.search(r"compare them: (.*?)\. The", said)[1])
+    assert invoke([*command[1:], "--out", str(tmp_path / "report.html")]) == ExitCode.DONE
