@@ -125,14 +125,10 @@ def compute_photo_depth(
         photos: those that exist.
         photos_digest: what they are, to know them again.
     """
-    from pipeline.runs.experiment_files import DEMO_MODEL_NAME, resolve_model
+    from pipeline.runs.experiment_files import resolve_model
     from pipeline.runs.stages import compute_depth_maps, depth_counts
 
     model = resolve_model(str(request.depth_model))
-    if Path(model).name == DEMO_MODEL_NAME:
-        logger.warning(
-            "%s knows generated scenes only; on photos its depth says little", DEMO_MODEL_NAME
-        )
     root = request.cache or str((manifest.folder / "depth-cache").resolve())
     inputs = {
         "model": model,

@@ -10,7 +10,9 @@ from PIL import Image
 
 from depthcache.exchange.interchange import import_maps
 from pipeline.errors import UsageError
-from pipeline.masks.photo_depth import PhotoDepth, open_photo_depth
+from pipeline.masks.masks_request import MasksRequest
+from pipeline.masks.photo_depth import PhotoDepth, compute_photo_depth, open_photo_depth
+from pipeline.runs.manifest import open_manifest
 
 
 @pytest.fixture
@@ -56,3 +58,18 @@ def test_a_cache_of_other_photos_is_refused_with_the_remedy(
 def test_without_a_cache_nothing_is_read_and_that_is_said() -> None:
     assert PhotoDepth().read("0" * 64, 3, 4) is None
     assert PhotoDepth().describe().startswith("none used")
+
+
+def test_that_the_demo_model_is_poor_on_photos_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    request = MasksRequest(
+        coco=None, images=tmp_path, out=tmp_path / "masks.json", mask_format="coco",
+        run=tmp_path / "run", review=None, cache=str(tmp_path / "file"), depth_model="demo-dpt",
+    )  # fmt: skip
+    manifest = open_manifest(request.run, command=[], config={}, stages=["depth"])
+    with pytest.raises(NotADirectoryError):  # told before this
+        compute_photo_depth(request, manifest, [Path("a.jpg")], "")
+    (told,) = (record.getMessage() for record in caplog.records if "photos" in record.getMessage())
+    assert "name another with --model" in told
