@@ -179,7 +179,7 @@ def run_stage(
     torch.set_num_threads(1)
     first: list[int] = []
 
-    def check_first(done: int, _: int) -> None:
+    def check_first(done: int, *_: int) -> None:
         if not first and num_present is not None:
             # A task of a killed coordinator may have ended meanwhile, hence at least.
             assert done >= num_present * SHARD_ROWS, f"began at {done}, not {num_present} shards"

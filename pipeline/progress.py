@@ -89,13 +89,16 @@ class ProgressReporter:
         if exception is not None:
             self._keep()
 
-    def update(self, num_done: int, num_total: int, loss: float | None = None) -> None:
+    def update(
+        self, num_done: int, num_total: int, loss: float | None = None, *, num_failed: int = 0
+    ) -> None:
         """Report that `num_done` of `num_total` are done.
 
         Args:
             num_done: count so far; what was done before the first call does not count for the rate.
             num_total: count at the end.
             loss: of the last iteration, where something is learned.
+            num_failed: items that failed so far.
         """
         now = time.monotonic()
         if self._first_count is None:
@@ -108,6 +111,7 @@ class ProgressReporter:
             "unit": self.unit,
             "num_done": num_done,
             "num_total": num_total,
+            "num_failed": num_failed,
             "loss": loss,
             "units_per_second": rate,
             "seconds_left": (num_total - num_done) / rate if rate > 0 else None,
@@ -135,8 +139,8 @@ def read_progress(path: Path) -> dict[str, Any] | None:
     """The last counts that a `ProgressReporter` kept in a file; None where there is none.
 
     Returns:
-        `doing`, `unit`, `num_done`, `num_total`, `loss` or None, `units_per_second` (0 when not
-        known yet) and `seconds_left` or None.
+        `doing`, `unit`, `num_done`, `num_total`, `num_failed`, `loss` or None, `units_per_second`
+        (0 when not known yet) and `seconds_left` or None.
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -148,6 +152,8 @@ def format_progress_line(progress: Mapping[str, Any]) -> str:
     """One plain line of the fields that `read_progress` names."""
     unit, rate = progress["unit"], progress["units_per_second"]
     line = f"{progress['doing']}: {progress['num_done']}/{progress['num_total']} {unit}"
+    if progress.get("num_failed"):
+        line += f", {progress['num_failed']} failed"
     if progress["loss"] is not None:
         line += f", loss {progress['loss']:.3f}"
     if rate > 0:

@@ -118,7 +118,7 @@ def precompute_depth(
     root: str,
     settings: StageOneSettings = _DEFAULTS,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> PrecomputeSummary:
     """Compute the depth that the cache lacks. The same call again resumes a killed one.
 
@@ -127,7 +127,7 @@ def precompute_depth(
         model: hub id or local folder in HuggingFace format.
         root: path or s3:// address of the cache root.
         settings: how.
-        progress: called with (done, total) contents after every batch.
+        progress: called with (done, total) contents, and how many failed, after every batch.
 
     Raises:
         CacheMismatchError: the model is no depth model, or the folder is another fingerprint's.
@@ -180,20 +180,22 @@ def plan_depth(
     )
 
 
-def _fill_segment(job: _Job, progress: Callable[[int, int], None] | None) -> ShardOutcome:
+def _fill_segment(job: _Job, progress: Callable[[int, int, int], None] | None) -> ShardOutcome:
     """Compute what the segment lacks, and seal it."""
+    outcome = ShardOutcome()
     done = job.num_planned - sum(len(shard.keys) for shard in job.missing_shards())
 
     def count(num_keys: int) -> None:
         nonlocal done
         done += num_keys
         if progress is not None:
-            progress(done, job.num_planned)
+            num_failed = len(job.contents.failures) + len(outcome.failed) + len(outcome.passing)
+            progress(done, job.num_planned, num_failed)
 
     count(0)
     target = job.target
     computed = _compute_on_cluster(job, count) if job.settings.scheduler is not None else set()
-    outcome = compute_shards(
+    compute_shards(
         job.missing_shards(),
         job.contents.paths,
         job.model,
@@ -201,6 +203,7 @@ def _fill_segment(job: _Job, progress: Callable[[int, int], None] | None) -> Sha
         batch_size=job.settings.batch_size,
         readers=job.settings.workers,
         progress=count,
+        outcome=outcome,
     )
     outcome.computed |= computed
     # A segment of which nothing was resolved would be planned again and taken for done.

@@ -69,6 +69,7 @@ def compute_shards(
     batch_size: int,
     readers: int,
     progress: Callable[[int], None] | None = None,
+    outcome: ShardOutcome | None = None,
 ) -> ShardOutcome:
     """Compute and write shards, one after the other.
 
@@ -80,8 +81,9 @@ def compute_shards(
         batch_size: images per forward pass; batches never cross shards.
         readers: threads that read, decode and preprocess.
         progress: called with the number of contents of every batch that is done.
+        outcome: filled shard by shard and returned, for `progress` to look at.
     """
-    outcome = ShardOutcome()
+    outcome = outcome or ShardOutcome()
     batches = [
         (number, shard.keys[start : start + batch_size])
         for number, shard in enumerate(shards)

@@ -86,25 +86,27 @@ def compute_depth(
         }
         require_model(chosen_model, options["revision"])
         if dry_run:
-            from pipeline.runs.service_cache import is_service, local_root_of
-            from pipeline.runs.stages import stage_one_settings
-
-            given = {key: value for key, value in options.items() if value is not None}
-            if is_service(root):
-                given["upstreams"] = (root, *given.get("upstreams", ()))
-                root = local_root_of(root.rstrip("/"))
-            settings_given = stage_one_settings(given)
-            from depthcache.stage_one.precompute import plan_depth
-
-            plan = to_jsonable(plan_depth(files, chosen_model, root, settings_given))
+            plan = _plan(files, chosen_model, root, options)
         else:
-            from pipeline.runs.stages import compute_depth_maps
+            from pipeline.runs.depth_record import compute_recorded_maps
 
-            summary = compute_depth_maps(files, chosen_model, root, **options)
+            identity = _words(
+                config_name, images=images, coco=coco, set=assignments,
+                model=Path(model) if model and Path(model).is_dir() else model, revision=revision,
+                precision=precision, bits=bits,
+            )  # fmt: skip
+            how = _words(
+                batch_size=batch_size, device=device, workers=workers, scheduler=scheduler,
+                upstream=upstream, allow_failures=allow_failures,
+                cache=root if "://" in root else Path(root),
+            )  # fmt: skip
+            summary = compute_recorded_maps(
+                files, chosen_model, root,
+                command=["depth", *identity, *how], identity=identity, options=options,
+            )  # fmt: skip
     if dry_run:
-        fields = plan if isinstance(plan, dict) else {"plan": plan}
-        text = "\n".join(f"{name}: {value}" for name, value in fields.items())
-        write_result("depth plan", {"dry_run": True, **fields}, text, as_json=as_json)
+        text = "\n".join(f"{name}: {value}" for name, value in plan.items())
+        write_result("depth plan", {"dry_run": True, **plan}, text, as_json=as_json)
         return
     _write_summary(summary, as_json=as_json)
     if summary.num_failed and not allow_failures:
@@ -138,6 +140,35 @@ def _gather(
     return merge_image_lists(
         [list_coco_images(split.annotations, split.images) for split in paths]
     ), settings
+
+
+def _plan(files: list[Path], model: str, root: str, options: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.runs.service_cache import is_service, local_root_of
+    from pipeline.runs.stages import stage_one_settings
+
+    given = {key: value for key, value in options.items() if value is not None}
+    if is_service(root):
+        given["upstreams"] = (root, *given.get("upstreams", ()))
+        root = local_root_of(root.rstrip("/"))
+    settings = stage_one_settings(given)
+    from depthcache.stage_one.precompute import plan_depth
+
+    plan = to_jsonable(plan_depth(files, model, root, settings))
+    assert isinstance(plan, dict)
+    return plan
+
+
+def _words(*arguments: str | None, **options: Any) -> list[str]:
+    """Arguments and options as typed again, from wherever that is; None and False are left out."""
+    words = [argument for argument in arguments if argument is not None]
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                words.append(option)
+            elif one is not None and one is not False:
+                words += [option, str(one.absolute() if isinstance(one, Path) else one)]
+    return words
 
 
 def _write_summary(summary: PrecomputeSummary, *, as_json: bool) -> None:

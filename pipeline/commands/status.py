@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,21 +13,29 @@ from pipeline.output import format_seconds, format_table, write_result
 
 
 def show_status(
-    folder: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs.")] = Path("runs"),
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="[DIR]", help="Run folder, folder of runs, or the cache of `pipeline depth`."
+        ),
+    ] = "runs",
     as_json: JsonOption = False,
 ) -> None:
     """Say how far runs came, what failed, and what to do next."""
     from pipeline.errors import UsageError
+    from pipeline.runs.depth_record import records_folder
     from pipeline.runs.manifest import FILE_NAME
 
+    folder, records = Path(place), records_folder(place)
     if (folder / FILE_NAME).is_file():
         folders = [folder]
-    elif folder.is_dir():
-        folders = sorted(path.parent for path in folder.glob(f"*/{FILE_NAME}"))
+    elif folder.is_dir() or records.is_dir():
+        files = [*folder.glob(f"*/{FILE_NAME}"), *records.glob(f"*/{FILE_NAME}")]
+        folders = sorted(path.parent for path in files)
     else:
-        raise UsageError(f"{folder} does not exist; `pipeline run CONFIG --output DIR` makes a run")
+        raise UsageError(f"{place} does not exist; `pipeline run CONFIG --output DIR` makes a run")
     runs = [describe_run(path) for path in folders]
-    text = "\n\n".join(_run_text(run) for run in runs) or f"no runs in {folder}"
+    text = "\n\n".join(_run_text(run) for run in runs) or f"no runs in {place}"
     write_result("status", {"runs": runs}, text, as_json=as_json)
 
 
@@ -65,6 +74,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "done": is_done,
         "updated": manifest.updated,
         "next": next_step,
+        "command": shlex.join(["pipeline", *manifest.command]) if manifest.command else None,
         "config": manifest.config.get("path"),
         "changes": manifest.changes,
         "stages": stages,
@@ -116,6 +126,8 @@ def _run_text(run: dict[str, Any]) -> str:
         counts = ", ".join(f"{count} {what}" for what, count in stage["counts"].items())
         rows.append([name, stage["state"], stage["error"] or counts])
     lines = [f"{run['run']}  (updated {run['updated']})"]
+    if run["command"] is not None:
+        lines.append(run["command"])
     lines.append(format_table(["stage", "state", ""], rows))
     if run["training"] is not None:
         lines.append(_training_text(run["training"]))

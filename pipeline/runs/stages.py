@@ -246,8 +246,11 @@ def compute_depth_maps(
         require_writable_root(root)
         from depthcache.stage_one.precompute import precompute_depth
 
-        with ProgressReporter("depth", "images", kept_in=progress_file) as progress:
-            return precompute_depth(images, model, root, settings, progress=progress.update)
+        with ProgressReporter("depth", "images", kept_in=progress_file) as bar:
+            return precompute_depth(
+                images, model, root, settings,
+                progress=lambda done, total, failed: bar.update(done, total, num_failed=failed),
+            )  # fmt: skip
 
     require_model(model, options.get("revision"))
     if Path(model).name == DEMO_MODEL_NAME and any(

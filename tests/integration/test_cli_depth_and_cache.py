@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from depthcache.stage_one import precompute
 from pipeline.cli import invoke
+from pipeline.runs.manifest import locked_run
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,68 @@ def test_dry_run_writes_nothing(capsys, model, images, tmp_path):
     )  # fmt: skip
     assert (code, document["num_to_compute"]) == (0, 5)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_status_of_a_cache_says_how_far_an_interrupted_call_came(
+    capsys, model, images, tmp_path, monkeypatch
+):
+    def stop_at_first(*arguments, progress):
+        def tell_and_stop(*counts):
+            progress(*counts)
+            if counts[0]:
+                raise KeyboardInterrupt
+
+        return whole(*arguments, progress=tell_and_stop)
+
+    whole = precompute.precompute_depth
+    folder, root = tmp_path / "images", tmp_path / "cache"
+    shutil.copytree(images, folder)
+    (folder / "bad.png").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    words = ["--images", "images", "--model", str(model), "--cache", "cache", "--allow-failures"]
+    with monkeypatch.context() as patch:
+        patch.setattr(precompute, "precompute_depth", stop_at_first)
+        assert invoke(["depth", *words, "--batch-size", "1"]) == 130
+    monkeypatch.chdir("/")
+    code, document = _run(capsys, "status", root)
+    (found,) = document["runs"]
+    assert (code, found["stages"]["depth"]["state"]) == (0, "interrupted")
+    progress = found["progress"]
+    assert (progress["num_total"], progress["num_failed"]) == (5, 1)
+    assert 0 < progress["num_done"] < 5
+    code, gone_on = _run(capsys, *shlex.split(found["next"])[1:])
+    assert (code, gone_on["num_failed"]) == (0, 1)
+    assert invoke(["depth", "--batch-size", "2", *_absolute(words, tmp_path)]) == 0
+    capsys.readouterr()
+    _, document = _run(capsys, "status", root)
+    (found,) = document["runs"]  # other speed, same maps: the same record
+    assert (found["done"], found["progress"]) == (True, None)
+    assert found["stages"]["depth"]["counts"]["failed"] == 1
+    _, listing = _run(capsys, "cache", "ls", root)
+    assert [cache["num_maps"] for cache in listing["caches"]] == [5]
+    assert invoke(["cache", "verify", str(root)]) == 0
+
+
+def _absolute(words, folder):
+    return [str(folder / word) if word in ("images", "cache") else word for word in words]
+
+
+def test_depth_is_computed_where_its_record_is_held_by_another(model, images, tmp_path, caplog):
+    words = ["depth", "--images", str(images), "--model", str(model), "--cache", str(tmp_path)]
+    assert invoke(words) == 0
+    (record,) = tmp_path.glob(".runs/*")
+    before = (record / "manifest.json").read_bytes()
+    with caplog.at_level("INFO"), locked_run(record):
+        assert invoke(words) == 0
+    assert "no record of this call" in caplog.text
+    assert (record / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("options", "code"), [(["--bits", "99"], 2), (["--batch-size", "0"], 2)])
+def test_what_is_refused_leaves_no_record(model, images, tmp_path, options, code):
+    words = ["depth", "--images", str(images), "--model", str(model), "--cache", str(tmp_path)]
+    assert invoke([*words, *options]) == code
+    assert not list(tmp_path.iterdir())
 
 
 def test_coverage_names_the_gap_and_the_command_that_fills_it(capsys, images, root, tmp_path):
@@ -147,7 +211,7 @@ def test_a_listing_tells_an_empty_root_from_a_folder_of_other_things(capsys, roo
     assert code == 2
     assert "is no cache root" in refusal["error"]["message"]
     assert "pipeline depth --cache ROOT" in refusal["error"]["message"]
-    (cache,) = (path for path in root.iterdir() if path.is_dir())
+    (cache,) = (file.parent for file in root.glob("*/fingerprint.json"))
     code, refusal = _run(capsys, "cache", "ls", cache)
     assert code == 2
     assert f"pipeline cache info {cache}" in refusal["error"]["message"]

@@ -83,7 +83,7 @@ def test_local_workers_finish_what_was_begun_here(model, images, expected, tmp_p
     class Stopped(Exception):
         pass
 
-    def stop(done, total):
+    def stop(done, _total, _failed):
         if done:
             raise Stopped
 
@@ -96,11 +96,11 @@ def test_local_workers_finish_what_was_begun_here(model, images, expected, tmp_p
         model,
         str(tmp_path),
         StageOneSettings(scheduler="local", workers=2, **options),
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *counts: seen.append(counts),
     )
     assert summary.num_failed == 1
     assert 0 < summary.num_computed < NUM_IMAGES
-    assert seen[-1] == (NUM_IMAGES, NUM_IMAGES)
+    assert seen[-1][:2] == (NUM_IMAGES, NUM_IMAGES)
     assert _objects(tmp_path) == expected
     cache = DepthCache.open(tmp_path)
     assert cache.read(image_key(images[0].read_bytes())).shape == (32, 32)
@@ -148,7 +148,7 @@ def test_a_killed_worker_costs_nothing_but_time(model, images, expected, tmp_pat
     with Client(cluster, set_as_default=False) as client:
         processes = client.run(os.getpid)
 
-        def kill_one(done, total):
+        def kill_one(done, _total, _failed):
             if done and not killed:
                 killed.append(next(iter(processes.values())))
                 os.kill(killed[0], signal.SIGKILL)

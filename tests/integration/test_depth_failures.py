@@ -148,11 +148,16 @@ def test_every_kind_of_file_has_depth_or_a_reason_and_the_run_goes_on(model, tmp
     (folder / "folder.jpg").mkdir()
     paths = [*sorted(folder.iterdir()), folder / "absent.png"]
     root = tmp_path / "cache"
-    summary = precompute_depth(paths, model, str(root), StageOneSettings(shard_rows=2))
+    counts: list[tuple[int, ...]] = []
+    settings = StageOneSettings(shard_rows=2)
+    summary = precompute_depth(
+        paths, model, str(root), settings, progress=lambda *now: counts.append(now)
+    )
     failed = {Path(failure["path"]).name: failure["reason"] for failure in summary.failures}
     expected = {name for name, (_, has_depth) in files.items() if not has_depth}
     assert set(failed) == expected | {"folder.jpg", "absent.png"}
     assert all(failed.values())
+    assert counts[-1][2] == summary.num_failed, "told while it runs, too"
     assert "pixels" in failed["bomb.png"]
     cache = DepthCache.open(root)
     for data, has_depth in files.values():
@@ -160,7 +165,7 @@ def test_every_kind_of_file_has_depth_or_a_reason_and_the_run_goes_on(model, tmp
         if has_depth:
             assert cache.read(image_key(data), decode_image(data).shape[:2]).size
     # What can never be decoded is not tried again; what was passing is.
-    again = precompute_depth(paths, model, str(root), StageOneSettings(shard_rows=2))
+    again = precompute_depth(paths, model, str(root), settings)
     assert (again.num_computed, again.num_failed) == (0, summary.num_failed)
     assert verify_cache(root).problems == []
 
@@ -253,7 +258,7 @@ def test_two_runs_at_once_share_the_work(model, images, finished, tmp_path):
 def test_garbage_collection_leaves_a_segment_that_is_being_written(model, images, tmp_path):
     found = []
 
-    def collect(done, total):
+    def collect(done, _total, _failed):
         if done:
             found.append(collect_garbage(tmp_path, min_age_seconds=0).num_removed)
 

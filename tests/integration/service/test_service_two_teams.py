@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from depthcache import DepthCache, image_key
-from depthcache.format.segment_format import STAGING
 from pipeline.cli import invoke
 
 pytestmark = pytest.mark.slow
@@ -84,21 +83,20 @@ def test_the_second_team_computes_only_what_the_first_did_not_share(teams: Teams
         "depth", "--images", teams.photos, "--model", "demo-dpt", "--cache", teams.service.url
     )
     assert (again["num_present"], again["num_computed"]) == (288, 0)
+    (found,) = _run("status", teams.service.url)["runs"]
+    assert found["stages"]["depth"]["counts"]["images"] == 288
 
 
 def test_the_service_holds_and_hands_out_the_very_bytes_of_both(teams: Teams) -> None:
-    served = teams.service.root
-    stored = {
-        p.relative_to(root): p.read_bytes()
-        for root in (teams.root_a, teams.root_b)
-        for p in root.glob("*/**/*")
-        if p.is_file() and STAGING not in p.parts
-    }
-    assert stored == {
-        p.relative_to(served): p.read_bytes()
-        for p in served.glob("*/**/*")
-        if p.is_file() and not p.relative_to(served).parts[0].startswith(".")
-    }
+    def maps(*roots: Path) -> dict[Path, bytes]:
+        return {
+            p.relative_to(root): p.read_bytes()
+            for root in roots
+            for p in root.glob("[!.]*/**/*")
+            if p.is_file()
+        }
+
+    assert maps(teams.root_a, teams.root_b) == maps(teams.service.root)
     keys = [image_key(path.read_bytes()) for path in sorted(teams.photos.iterdir())]
     remote = DepthCache.open(teams.service.url)
     assert remote.missing(keys) == []

@@ -30,7 +30,7 @@ def test_the_file_holds_the_last_count_with_rate_and_time_left(
         assert (kept["num_done"], kept["seconds_left"]) == (100, None), "two seconds are not over"
         reporter.update(104, 300, 1.25)
     assert read_progress(file) == {
-        "doing": "adapt", "unit": "iterations", "num_done": 104, "num_total": 300,
+        "doing": "adapt", "unit": "iterations", "num_done": 104, "num_total": 300, "num_failed": 0,
         "loss": 1.25, "units_per_second": 1.0, "seconds_left": 196.0,
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
@@ -68,11 +68,12 @@ def test_what_ends_before_its_first_count_keeps_none(tmp_path: Path) -> None:
         ({"units_per_second": 0.05, "seconds_left": 120.0},
          "2/8 images, 0.05 images/s, 2 min 00 s left"),
         ({"loss": 0.5}, "2/8 images, loss 0.500"),
+        ({"num_failed": 1}, "2/8 images, 1 failed"),
         ({"num_done": 8, "units_per_second": 2.0, "seconds_left": 0.0}, "8/8 images, 2.0 images/s"),
     ],
 )  # fmt: skip
 def test_a_line_says_what_is_known(changes: dict[str, float], line: str) -> None:
-    known = {"doing": "depth", "unit": "images", "num_done": 2, "num_total": 8,
+    known = {"doing": "depth", "unit": "images", "num_done": 2, "num_total": 8, "num_failed": 0,
              "loss": None, "units_per_second": 0.0, "seconds_left": None}  # fmt: skip
     assert format_progress_line(known | changes) == f"depth: {line}"
 
