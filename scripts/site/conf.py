@@ -37,8 +37,6 @@ html_theme_options = {
 }
 default_role = "literal"  # docstrings mark code with single backticks
 highlight_language = "none"
-pygments_style = "friendly"
-pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "bysource"
