@@ -51,8 +51,7 @@ def compute_recorded_maps(
         options: of `depthcache.stage_one.settings.StageOneSettings`; None is left out.
 
     Raises:
-        UsageError, OSError: an option is out of range, or the root cannot be written; no record is
-            made.
+        UsageError: an option is out of range, or the root cannot be written; no record is made.
     """
     from pipeline.runs.stages import (
         compute_depth_maps,

@@ -9,11 +9,9 @@ make it another experiment: `segtrain.run.resume_rules` says which those are.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from depthcache.errors import CacheNotFoundError
 from pipeline.datasets.image_lists import list_coco_images, merge_image_lists
 from pipeline.errors import FailedItemsError, UsageError
 from pipeline.model_hub import require_model
+from pipeline.output import require_writable
 from pipeline.progress import ProgressReporter
 from pipeline.runs.experiment_files import (
     DEMO_MODEL_NAME,
@@ -284,16 +283,10 @@ def require_writable_root(root: str) -> None:
     """Refuse a local cache root that cannot be made or written, before a model is loaded for it.
 
     Raises:
-        NotADirectoryError, PermissionError: with the path.
+        UsageError: with the path.
     """
-    if "://" in root:
-        return
-    folder = Path(root).absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", root)
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "Permission denied", root)
+    if "://" not in root:
+        require_writable(Path(root), is_folder=True)
 
 
 def depth_counts(summary: PrecomputeSummary) -> dict[str, int]:
