@@ -315,7 +315,7 @@ def serve_root(
         str, typer.Argument(metavar="ROOT", help="Cache root: folder, s3:// or gs:// address.")
     ],
     host: Annotated[str, typer.Option(help="Only this machine reaches the default.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8787,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8787,
     tokens_file: Annotated[Path | None, typer.Option(help="TOML file of named tokens.")] = None,
     read_access: Annotated[
         str, typer.Option("--read", help="anonymous or token; writing always needs a token.")
@@ -331,7 +331,9 @@ def serve_root(
     request_rate: Annotated[
         float, typer.Option(min=0, help="Requests a second and client; 0: any.")
     ] = 0.0,
-    max_concurrent_uploads: Annotated[int, typer.Option(min=1)] = 8,
+    max_concurrent_uploads: Annotated[
+        int, typer.Option(min=1, help="More are asked to come again later.")
+    ] = 8,
     work: Annotated[
         Path | None, typer.Option(help="Folder for uploads under way, where ROOT is a bucket.")
     ] = None,

@@ -155,7 +155,9 @@ def check(
 @app.command("synth")
 def synth(
     output: Annotated[Path, typer.Option(help="Folder to write.")],
-    num_images: Annotated[int, typer.Option("--num-images", "--count", min=1)] = 100,
+    num_images: Annotated[
+        int, typer.Option("--num-images", "--count", min=1, help="How many scenes.")
+    ] = 100,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "256x256",
     seed: Annotated[int, typer.Option(help="Same seed, same scenes.")] = 0,
     preset: Annotated[

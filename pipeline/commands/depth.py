@@ -43,7 +43,9 @@ def compute_depth(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per forward pass; default 4.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best.")] = None,
     bits: BitsOption = None,
     workers: Annotated[

@@ -55,6 +55,11 @@ def test_help_ends_with_the_example(words: str, capsys: pytest.CaptureFixture[st
     assert shown.endswith(f"Example: {EXAMPLES[words]}")
 
 
+@pytest.mark.parametrize("words", sorted(COMMANDS))
+def test_every_option_says_what_it_is(words: str) -> None:
+    assert [one.name for one in COMMANDS[words].params if not getattr(one, "help", "")] == []
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["--version"]) == ExitCode.DONE
     assert capsys.readouterr().out == f"boxdepth {metadata.version('boxdepth')}\n"
