@@ -293,8 +293,9 @@ def _see(
 
 
 def _crop_side(labeller: Labeller, view: View) -> int:
-    if labeller.network.description.only_size is not None:
-        return labeller.crop_size
+    only_size = labeller.network.description.only_size
+    if only_size is not None:
+        return only_size
     return max(round(labeller.crop_size * view.enlargement / 32), 1) * 32
 
 
