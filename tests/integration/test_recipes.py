@@ -8,7 +8,9 @@ that ends with `&` runs in one of its own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -29,7 +31,7 @@ from PIL import Image
 from depthcache import DepthCache, image_key
 from depthcache.cache_reader import list_caches
 from pipeline.cli import invoke
-from pipeline.synth import generate_dataset
+from pipeline.synth import generate_dataset, scene_chunks, scene_scores
 from segtrain import labeller
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -229,6 +231,35 @@ def test_boxcaseg(
     assert Path("runs/boxcaseg/model_final.pth").is_file()
 
 
+def test_another_encoder(
+    run_recipe: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = _load_script(REPOSITORY / "data" / "labeller" / "train_labeller.py")
+    monkeypatch.setattr(script, "_LEAST_SCENES", 1)
+    monkeypatch.setattr(script, "_SCORED_SCENES", (10, 1))
+    monkeypatch.setattr(script, "scene_drawers", _draw_few_scenes)
+    for module in (scene_chunks, scene_scores):
+        monkeypatch.setattr(module, "NUM_TILES", 8)
+    monkeypatch.setattr(scene_chunks, "SCENES_PER_CHUNK", 2)
+    small = {
+        "convnext_tiny.fb_in22k": "test_convnext",
+        "pretrained=True": "pretrained=False",
+        "--minutes 120 --batch 32 --drawers 12 --kept-scenes 12000": (
+            "--minutes 0.02 --batch 2 --drawers 1 --kept-scenes 4"
+        ),
+        "--images photos/ --out masks.json": "--images photos/ --out masks.json --minutes 0",
+    }
+    run_recipe("another-encoder", small)
+    (trained,) = json.loads(Path("runs/convnext/training.json").read_text())
+    assert trained["encoder"] == "test_convnext"
+    assert trained["steps"] > 0
+    assert json.loads(Path("runs/convnext/metrics.json").read_text())["without_depth"]["objects"]
+    masks = json.loads(Path("masks.json").read_text())
+    assert len(masks["annotations"]) == len(
+        json.loads(Path("boxes.json").read_text())["annotations"]
+    )
+
+
 def test_several_processes(run_recipe: Callable[..., None], folder: Path) -> None:
     assert invoke(shlex.split("cache import depth/ --images photos/ --format npy --convention"
                               " metric --source scenes/depth")) == 0  # fmt: skip
@@ -337,6 +368,9 @@ def _run_line(
     if words[0] == "export":
         name, _, value = words[1].partition("=")
         monkeypatch.setenv(name, value)
+    elif words[0] == "python":
+        monkeypatch.setattr(sys, "argv", words[1:])
+        _load_script(REPOSITORY / words[1]).main()
     elif words[-1] == "&":
         background.append(_start(words[:-1]))
     else:
@@ -344,6 +378,24 @@ def _run_line(
         # Two iterations teach no masks: boxes that stay filled are failed items, as the page says.
         allowed = (0, 3) if words[1] in {"label", "masks"} else (0,)
         assert invoke(words[1:]) in allowed, line
+
+
+@contextlib.contextmanager
+def _draw_few_scenes(folder: Path, *, seed: int, num_processes: int) -> Iterator[None]:
+    """What drawers do, once and in this process."""
+    scene_chunks.draw_chunks(folder, seed, num_processes - 1, 1)
+    yield
+
+
+@functools.cache
+def _load_script(path: Path) -> Any:
+    """A script of the checkout, to run and to set small."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _start(words: list[str]) -> subprocess.Popen[bytes]:
