@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
@@ -243,13 +244,18 @@ def _write_coco(
 def _write_yolo_seg(
     document: Mapping[str, Any], written: WrittenMasks, _polygons: bool, images: Path
 ) -> None:
-    """`labels/*.txt` and `data.yaml`; the parts of an object are joined by bridges of no width."""
+    """`labels/*.txt`, `images/` and `data.yaml`; bridges of no width join an object's parts.
+
+    Ultralytics finds a photo's labels by its path, with `images` replaced by `labels`; so the
+    photos are linked beside them.
+    """
     import yaml
 
     names = {index: str(item["name"]) for index, item in enumerate(document["categories"])}
-    settings = {"path": str(images.resolve()), "train": ".", "val": ".", "names": names}
+    settings = {"path": str(written.out.resolve()), "train": "images", "val": "images"}
     write_atomically(
-        written.out / "data.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        written.out / "data.yaml",
+        yaml.safe_dump({**settings, "names": names}, sort_keys=False, allow_unicode=True),
     )
     targets = _targets(document, written.out / "labels", ".txt")
     for image, objects in _objects(document, written, has_boxes=False):
@@ -261,6 +267,20 @@ def _write_yolo_seg(
                 " ".join([str(item.index), *(f"{value:.6g}" for value in outline.ravel())])
             )
         write_atomically(targets[image["id"]], "".join(f"{line}\n" for line in lines))
+        _link_photo(images / image["file_name"], written.out / "images" / image["file_name"])
+
+
+def _link_photo(photo: Path, link: Path) -> None:
+    """Let a photo be found at another place; a copy where the file system has no links."""
+    if link.is_symlink():
+        link.unlink()
+    if link.exists() or not photo.exists():
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link.symlink_to(photo.resolve())
+    except OSError:
+        shutil.copyfile(photo, link)
 
 
 def _write_labelme(

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -62,6 +63,10 @@ def _document():
         ],
         "categories": [{"id": 9, "name": "ring"}, {"id": 2, "name": "dot"}],
     }  # fmt: skip
+
+
+def _refuse_links(self, target, target_is_directory=False):
+    raise OSError("no links here")
 
 
 def _write(tmp_path, mask_format, *, polygons=False):
@@ -147,6 +152,39 @@ class TestWriters:
         assert index == "0"
         assert _iou(_fill(points), _ring_and_dot()) > 0.93
         assert (out / "labels" / "b.txt").read_text() == ""
+
+    @pytest.mark.parametrize("has_links", [True, False])
+    def test_ultralytics_finds_the_labels_beside_the_photos(self, tmp_path, monkeypatch, has_links):
+        """Its rule (`img2label_paths` of 8.4.190): the last `images` of a photo's path."""
+        if not has_links:
+            monkeypatch.setattr(Path, "symlink_to", _refuse_links)
+        (tmp_path / "images" / "sub").mkdir(parents=True)
+        for name in ("sub/a.jpg", "b.png"):
+            Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / name)
+        for _ in range(2):  # written again, the photos are still there
+            out = _write(tmp_path, "yolo-seg")
+        settings = yaml.safe_load((out / "data.yaml").read_text())
+        folder = (Path(settings["path"]) / settings["train"]).resolve()
+        photos = sorted(path for path in folder.rglob("*.*") if path.is_file())
+        assert [path.relative_to(folder).as_posix() for path in photos] == ["b.png", "sub/a.jpg"]
+        for photo in photos:
+            taken_from = tmp_path / "images" / photo.relative_to(folder)
+            assert photo.read_bytes() == taken_from.read_bytes()
+            labels = "/labels/".join(str(photo).rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
+            assert Path(labels).is_file()
+        assert sorted(Path(tmp_path / "images").rglob("*.txt")) == []
+
+    def test_photos_that_lie_in_the_folder_are_left_as_they_are(self, tmp_path):
+        photo = tmp_path / "out" / "images" / "b.png"
+        photo.parent.mkdir(parents=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(photo)
+        before = photo.read_bytes()
+        document = _document()
+        document["images"] = document["images"][1:]
+        document["annotations"] = []
+        write_masks(document, tmp_path / "out", "yolo-seg", polygons=False, images=photo.parent)
+        assert not photo.is_symlink()
+        assert photo.read_bytes() == before
 
     def test_labelme_masks_lie_at_their_corner(self, tmp_path):
         document = json.loads((_write(tmp_path, "labelme") / "sub" / "a.json").read_text())
