@@ -246,8 +246,8 @@ def _write_yolo_seg(
 ) -> None:
     """`labels/*.txt`, `images/` and `data.yaml`; bridges of no width join an object's parts.
 
-    Ultralytics finds a photo's labels by its path, with `images` replaced by `labels`; so the
-    photos are linked beside them.
+    Ultralytics finds a photo's labels by its path, with the last folder `images` replaced by
+    `labels`; so the photos are linked beside them.
     """
     import yaml
 
@@ -266,8 +266,15 @@ def _write_yolo_seg(
             lines.append(
                 " ".join([str(item.index), *(f"{value:.6g}" for value in outline.ravel())])
             )
-        write_atomically(targets[image["id"]], "".join(f"{line}\n" for line in lines))
-        _link_photo(images / image["file_name"], written.out / "images" / image["file_name"])
+        link = written.out.resolve() / "images" / image["file_name"]
+        target = targets[image["id"]]
+        if "images" in PurePosixPath(image["file_name"]).parent.parts:
+            target = Path("/labels/".join(link.as_posix().rsplit("/images/", 1))).with_suffix(
+                ".txt"
+            )
+            target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, "".join(f"{line}\n" for line in lines))
+        _link_photo(images / image["file_name"], link)
 
 
 def _link_photo(photo: Path, link: Path) -> None:

@@ -174,6 +174,13 @@ class TestWriters:
             assert Path(labels).is_file()
         assert sorted(Path(tmp_path / "images").rglob("*.txt")) == []
 
+    def test_labels_of_a_photo_in_a_folder_named_images_lie_where_ultralytics_looks(self, tmp_path):
+        document = _document()
+        document["images"] = [{**document["images"][0], "file_name": "images/a.jpg"}]
+        out = tmp_path / "out"
+        write_masks(document, out, "yolo-seg", polygons=False, images=tmp_path)
+        assert len((out / "images" / "labels" / "a.txt").read_text().splitlines()) == 1
+
     def test_photos_that_lie_in_the_folder_are_left_as_they_are(self, tmp_path):
         photo = tmp_path / "out" / "images" / "b.png"
         photo.parent.mkdir(parents=True)
