@@ -131,7 +131,7 @@ def predict_depth(
         model,
         str(scenes.depth("train", "predicted")),
         StageOneSettings(batch_size=16),
-        progress=lambda done, _: on_progress(f"map {done}"),
+        progress=lambda done, *_: on_progress(f"map {done}"),
     )
     if summary.num_failed:
         raise RuntimeError(f"depth of {summary.num_failed} pictures failed: {summary.failures[:2]}")
