@@ -120,6 +120,7 @@ class Labeller:
         crop_size: S, that of the adaptation.
         views: how each object is looked at.
         uses_depth: whether depth that is handed in is shown to the network.
+        refines: whether it may cut masks anew as well (`depth_refinement`).
         facts: what else the weights' file says.
     """
 
@@ -129,6 +130,7 @@ class Labeller:
     crop_size: int = 128
     views: Sequence[View] = VIEWS
     uses_depth: bool = True
+    refines: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -309,7 +311,7 @@ def _decide(
     joint, threshold = pasted_VHW.mean(0).astype(np.float32), labeller.threshold
     crop = cut_mask(joint, threshold)
     refined = None
-    if inverse_depth is not None:
+    if inverse_depth is not None and labeller.refines:
         refined = refine_by_depth(joint, crop, threshold, image_rgb, inverse_depth, seen.pixels)
     mask = crop if refined is None else refined
     signs = look_at_mask(mask, pasted_VHW, seen.spill, threshold)

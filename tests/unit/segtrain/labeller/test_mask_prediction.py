@@ -138,6 +138,8 @@ def test_depth_shows_what_colour_hides(shipped: Labeller) -> None:
     assert _iou(seeing.whole(), truth) > 0.97
     assert _iou(seeing.whole(), truth) > _iou(blind.whole(), truth)
     assert (blind.source, seeing.source) == ("labeller", "refined")
+    (plain,) = label_boxes(dataclasses.replace(shipped, refines=False), noise, box[None], depth)
+    assert plain.source == "labeller"
     blurred = cv2.GaussianBlur(depth, (0, 0), 5)
     (hoping,) = label_boxes(shipped, noise, box[None], blurred)
     assert hoping.source == "labeller"
