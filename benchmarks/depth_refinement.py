@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
+from benchmarks.labeller_iou import iou
 from pipeline.resources import demo_dpt_path, labeller_path
 from pipeline.synth import PRESETS, Scene, render_scene
 from segtrain.labeller import Labeller, label_boxes, load_labeller
@@ -62,7 +63,7 @@ def measure(
             for refines in (False, True)
         ]
         for truth, name, before, after in zip(scene.masks, scene.appearances, *both, strict=True):
-            pair = (_iou(before.whole(), truth), _iou(after.whole(), truth))
+            pair = (iou(before.whole(), truth), iou(after.whole(), truth))
             ious["all"].append(pair)
             ious[name].append(pair)
             num_refined += after.source == "refined"
@@ -77,10 +78,6 @@ def measure(
         "better": round(float((change > _NOTICED).mean()), 3),
         "worse": round(float((change < -_NOTICED).mean()), 3),
     }
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / max((a | b).sum(), 1))
 
 
 def _noisy(scene: Scene, levels: float) -> np.ndarray:

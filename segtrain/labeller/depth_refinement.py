@@ -9,7 +9,7 @@ network's mask; what is outside the box is background for certain.
 The result is taken only where it says so itself, since no true mask is at hand:
 
 - it reaches the sides of its box as closely as the network's mask does, and
-- depth steps across its outline within a pixel or two, as a sensor's does. Predicted depth is
+- depth steps across its outline within a pixel, as a sensor's does. Predicted depth is
   washed out there and made masks worse (docs/labeller.md).
 """
 

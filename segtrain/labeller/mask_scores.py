@@ -105,30 +105,23 @@ UNCALIBRATED = ScoreCalibration(
 )
 
 
-def cut_views(
-    views_VHW: npt.NDArray[np.float32], spill: float, threshold: float = STARTING_THRESHOLD
-) -> tuple[npt.NDArray[np.bool_], MaskSigns]:
-    """Join the views of a mask, cut it out and look at it.
-
-    Args:
-        views_VHW: probabilities of each view in the box's pixels.
-        spill: see `MaskSigns`.
-        threshold: probability from which a pixel belongs to the mask.
-
-    Returns:
-        (H, W) mask as `cut_mask` leaves it, and the signs; they are of masks cut in that way.
-    """
-    mask = cut_mask(views_VHW.mean(0).astype(np.float32), threshold)
-    return mask, look_at_mask(mask, views_VHW, spill, threshold)
-
-
 def look_at_mask(
     mask_HW: npt.NDArray[np.bool_],
     views_VHW: npt.NDArray[np.float32],
     spill: float,
     threshold: float,
 ) -> MaskSigns:
-    """Signs of a mask that views led to; the arguments are `cut_views`'s."""
+    """Look at a mask that views of an object led to.
+
+    Args:
+        mask_HW: the mask, as `cut_mask` or depth left it.
+        views_VHW: probabilities of each view in the box's pixels.
+        spill: see `MaskSigns`.
+        threshold: probability from which a pixel belongs to the mask.
+
+    Returns:
+        The signs; views are cut as masks are.
+    """
     height, width = mask_HW.shape
     step = -(-max(height, width) // _MOST_SIGN_PIXELS)
     views_VHW, mask = views_VHW[:, ::step, ::step], mask_HW[::step, ::step]

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segtrain.labeller.cut_mask import cut_mask
 from segtrain.labeller.mask_scores import (
+    STARTING_THRESHOLD,
     UNCALIBRATED,
     MaskSigns,
     ScoreCalibration,
     _monotone,
-    cut_views,
     fit_calibration,
+    look_at_mask,
 )
 
 SIGNS = MaskSigns(
@@ -29,6 +31,14 @@ SIGNS = MaskSigns(
     fill=0.6,
     log_size=6.0,
 )
+
+
+def cut_views(
+    views: np.ndarray, spill: float, threshold: float = STARTING_THRESHOLD
+) -> tuple[np.ndarray, MaskSigns]:
+    """The mask of views' mean, and its signs."""
+    mask = cut_mask(views.mean(0), threshold)
+    return mask, look_at_mask(mask, views, spill, threshold)
 
 
 def test_sure_views_that_agree_get_full_signs() -> None:
