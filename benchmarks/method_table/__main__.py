@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.method_table.labels import label_scenes
+from benchmarks.method_table.labels import cut_scenes, label_scenes
 from benchmarks.method_table.processes import Job, run_jobs
 from benchmarks.method_table.rows import ROWS
 from benchmarks.method_table.scenes import Scenes, make_scenes, make_start_scenes, predict_depth
@@ -160,6 +160,9 @@ def _plan(
                     seed=seed,
                 )
             )
+        if masks == "cut-by-depth":
+            about_cuts = {"row": masks, "seed": 0}
+            needs.append(ask(about_cuts, cut_scenes, name=masks, split=split))
         if row.depth == "predicted":
             models = [arguments.depth_model] if arguments.depth_model else []
             needs.append(

@@ -17,7 +17,7 @@ class Row:
         changes: settings on top of it, by their names in the config.
         depth: `sensed`, `predicted`, or empty where the config reads none.
         masks: what annotated masks are where the config reads them: `true`, `filled` boxes,
-            `labels` of the labeller, `labels-with-depth`, `labels-salient`.
+            `labels` of the labeller, `labels-with-depth`, `labels-salient`, or `cut-by-depth`.
         tier: all seeds of a lower tier come first.
     """
 
@@ -91,6 +91,12 @@ ROWS: dict[str, Row] = {
     ),
     "labelled": Row(
         title="CondInst on the labeller's masks, pictures only", config=_CONDINST, masks="labels"
+    ),
+    "cut_by_depth": Row(
+        title="CondInst on masks cut out of sensed depth, nothing learned",
+        config=_CONDINST,
+        masks="cut-by-depth",
+        tier=1,
     ),
     "filled": Row(title="CondInst on filled boxes", config=_CONDINST, masks="filled", tier=1),
     "bbtp": Row(title="BBTP", config="baselines/bbtp_r50", tier=1),

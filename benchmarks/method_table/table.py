@@ -15,6 +15,7 @@ _OTHERS = {
     "start": "what every row starts from",
     "labels-with-depth": "the labeller itself, which reads sensed depth",
     "labels": "the labeller itself, pictures only",
+    "cut-by-depth": "GrabCut on sensed depth from the filled box",
     "labels-salient": "the labeller itself, pictures only, salient objects beside the boxes",
 }
 _COLUMNS = {

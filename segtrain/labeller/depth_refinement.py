@@ -62,6 +62,32 @@ def refine_by_depth(
     Returns:
         (H, W) mask; None where depth is blurred, flat, or its mask does not fit the box.
     """
+    refined = cut_by_depth(probability_HW, threshold, image_rgb, inverse_depth, pixels)
+    if refined is None or mean_gap(refined) > mean_gap(mask_HW) + _GAP_TOLERANCE:
+        return None
+    return refined
+
+
+def cut_by_depth(
+    probability_HW: npt.NDArray[np.float32],
+    threshold: float,
+    image_rgb: npt.NDArray[np.uint8],
+    inverse_depth: npt.NDArray[np.float32],
+    pixels: tuple[int, int, int, int],
+) -> BoolArray | None:
+    """The mask that depth has in a box, whether or not it fits the box.
+
+    Args:
+        probability_HW: the network's, of the pixels that the box touches; ones where nothing is
+            known but the box.
+        threshold: probability from which a pixel is taken for the object's to begin with.
+        image_rgb: (photo height, photo width, 3) uint8.
+        inverse_depth: (photo height, photo width), larger = nearer, any scale and shift.
+        pixels: row start, row stop, column start, column stop of the box.
+
+    Returns:
+        (H, W) mask; None where depth is blurred or flat, or nothing is left of the mask.
+    """
     r0, r1, c0, c1 = pixels
     rows = _widen(r0, r1, image_rgb.shape[0])
     columns = _widen(c0, c1, image_rgb.shape[1])
@@ -80,10 +106,8 @@ def refine_by_depth(
     if cut is None:
         return None
     whole = cv2.resize(cut.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    refined = cut_mask(whole[box], 0.5)
-    if not refined.any() or mean_gap(refined) > mean_gap(mask_HW) + _GAP_TOLERANCE:
-        return None
-    return refined
+    found = cut_mask(whole[box], 0.5)
+    return found if found.any() else None
 
 
 def refined_score(score: float) -> float:

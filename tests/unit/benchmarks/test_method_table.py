@@ -35,14 +35,14 @@ TINY = [text for name, value in _SIZES.items() for text in (f"--{name}", str(val
 def test_rows_train_resume_and_compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["run", "--output", str(tmp_path), *TINY, "--seeds", "0", "--rows"]
     main([*command, "boxinst", "box_caseg"])
-    main([*command, "boxinst", "paper_predicted"])
+    main([*command, "boxinst", "cut_by_depth", "paper_predicted"])
     capfd.readouterr()
-    main([*command, "boxinst", "box_caseg", "paper_predicted"])
+    main([*command, "boxinst", "box_caseg", "cut_by_depth", "paper_predicted"])
     assert "nothing is missing" in capfd.readouterr().out
     runs = read_results(tmp_path / "results.jsonl", "choose")
     assert [run["row"] for run in runs] == [
-        "start", "boxinst", "labels-salient", "box_caseg", "predicted-depth",
-        "paper_predicted",
+        "start", "boxinst", "labels-salient", "box_caseg", "cut-by-depth", "cut_by_depth",
+        "predicted-depth", "paper_predicted",
     ]  # fmt: skip
     for run in runs:
         if run["row"] in ROWS:
@@ -53,7 +53,7 @@ def test_rows_train_resume_and_compare(tmp_path: Path, capfd: pytest.CaptureFixt
     assert runs[-1]["depth"] == runs[-2]["fingerprint"]
     assert {"loss_dice", "loss_consistency", "loss_depth"} <= runs[-1]["last"].keys()
     table = draw_table(runs)
-    for name in ("boxinst", "box_caseg", "paper_predicted"):
+    for name in ("boxinst", "box_caseg", "cut_by_depth", "paper_predicted"):
         assert ROWS[name].title in table
     assert not read_results(tmp_path / "results.jsonl", "test")
 
@@ -100,4 +100,4 @@ def test_results_skip_errors_and_unfinished_lines(tmp_path: Path) -> None:
 
 
 def test_no_row_is_named_like_the_work_that_comes_before_rows() -> None:
-    assert not ROWS.keys() & {"start", "predicted-depth", *LABELLERS}
+    assert not ROWS.keys() & {"start", "predicted-depth", "cut-by-depth", *LABELLERS}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from segtrain.labeller.depth_refinement import (
+    cut_by_depth,
     fit_plane,
     refine_by_depth,
     refined_score,
@@ -56,6 +57,16 @@ def refine(mask: np.ndarray, depth: np.ndarray) -> np.ndarray | None:
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
+
+
+def test_depth_cuts_the_object_out_of_a_box_that_nobody_looked_into() -> None:
+    truth = draw_bracket()
+    nothing_known = np.ones((60, 60), np.float32)
+    cut = cut_by_depth(nothing_known, 0.5, draw_image(truth.shape), draw_depth(truth), BOX)
+    assert cut is not None
+    assert iou(cut, truth[20:80, 30:90]) > 0.9
+    flat = np.ones(truth.shape, np.float32)
+    assert cut_by_depth(nothing_known, 0.5, draw_image(truth.shape), flat, BOX) is None
 
 
 def test_sharp_depth_cuts_a_hidden_object_out_of_a_slanted_floor() -> None:
