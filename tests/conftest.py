@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # `make test` has a test process on each of two cores: more threads would only fight each other.
@@ -46,6 +50,18 @@ def shared_dir() -> Path:
     if not shared.is_dir():
         pytest.skip("needs ../shared (recorded fixtures and photos)")
     return shared
+
+
+@functools.cache
+def load_script(path: Path) -> ModuleType:
+    """A script of the checkout that is no package's, to run and to set small."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def _with_threads(number: int) -> Iterator[None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -33,6 +32,7 @@ from depthcache.cache_reader import list_caches
 from pipeline.cli import invoke
 from pipeline.synth import generate_dataset, scene_chunks, scene_scores
 from segtrain import labeller
+from tests.conftest import load_script
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "docs" / "recipes"
@@ -234,7 +234,7 @@ def test_boxcaseg(
 def test_another_encoder(
     run_recipe: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = _load_script(REPOSITORY / "data" / "labeller" / "train_labeller.py")
+    script = load_script(REPOSITORY / "data" / "labeller" / "train_labeller.py")
     monkeypatch.setattr(script, "_LEAST_SCENES", 1)
     monkeypatch.setattr(script, "_SCORED_SCENES", (10, 1))
     monkeypatch.setattr(script, "scene_drawers", _draw_few_scenes)
@@ -370,7 +370,7 @@ def _run_line(
         monkeypatch.setenv(name, value)
     elif words[0] == "python":
         monkeypatch.setattr(sys, "argv", words[1:])
-        _load_script(REPOSITORY / words[1]).main()
+        load_script(REPOSITORY / words[1]).main()
     elif words[-1] == "&":
         background.append(_start(words[:-1]))
     else:
@@ -385,17 +385,6 @@ def _draw_few_scenes(folder: Path, *, seed: int, num_processes: int) -> Iterator
     """What drawers do, once and in this process."""
     scene_chunks.draw_chunks(folder, seed, num_processes - 1, 1)
     yield
-
-
-@functools.cache
-def _load_script(path: Path) -> Any:
-    """A script of the checkout, to run and to set small."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _start(words: list[str]) -> subprocess.Popen[bytes]:

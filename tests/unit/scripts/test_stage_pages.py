@@ -1,18 +1,15 @@
 """Pages of the site: links lead to pages, names to their lines, and neither can rot."""
 
-import importlib.util
 import json
 
 import pytest
 
+from tests.conftest import load_script
+
 
 @pytest.fixture(scope="session")
 def stage_pages(repository):
-    path = repository / "scripts" / "site" / "stage_pages.py"
-    spec = importlib.util.spec_from_file_location("stage_pages", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "scripts" / "site" / "stage_pages.py")
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,23 +14,14 @@ import torch
 
 from pipeline.resources import demo_dpt_path
 from pipeline.synth import render_scene
+from tests.conftest import load_script
 
 MODEL = Path(__file__).parents[4] / "data" / "demo-dpt"
 
 
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, MODEL / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-scenes = load_script("training_scenes")
-training = load_script("train_demo_dpt")
-evaluation = load_script("evaluate_demo_dpt")
+scenes = load_script(MODEL / "training_scenes.py")
+training = load_script(MODEL / "train_demo_dpt.py")
+evaluation = load_script(MODEL / "evaluate_demo_dpt.py")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
