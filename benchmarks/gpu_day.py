@@ -4,9 +4,9 @@
     python benchmarks/gpu_day.py --out results --tiny # on a CPU, to try the script: minutes
 
 Nothing is downloaded: models have the true architectures and random weights, photos are generated.
-`results/gpu_day.json` holds all rows, `results/gpu_day.md` the tables for docs/performance.md. A
+`results/gpu_day.json` holds all rows, `results/gpu_day.md` the tables for docs/notes/gpu.md. A
 part that fails, and a part or a step for which no time is left, is a row that says so, and the exit
-code is 1. docs/performance.md says what a bare machine needs.
+code is 1. docs/notes/gpu.md says what a bare machine needs.
 """
 
 from __future__ import annotations
