@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +62,20 @@ def load_script(path: Path) -> ModuleType:
     sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def file_states() -> Callable[[Path], dict[str, tuple[int, bytes]]]:
+    """Takes a folder: path in it → time of the last change in ns and content, of every file."""
+
+    def look(folder: Path) -> dict[str, tuple[int, bytes]]:
+        return {
+            path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    return look
 
 
 def _with_threads(number: int) -> Iterator[None]:

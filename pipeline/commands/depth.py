@@ -176,13 +176,17 @@ def _words(*arguments: str | None, **options: Any) -> list[str]:
 def _write_summary(summary: PrecomputeSummary, *, as_json: bool) -> None:
     fields = to_jsonable(summary)
     assert isinstance(fields, dict)
-    rate = summary.num_computed / summary.seconds if summary.seconds > 0 else 0.0
     lines = [
         f"{summary.num_images} images ({summary.num_unique} different): "
         f"{summary.num_present} present, {summary.num_computed} computed, "
-        f"{summary.num_failed} failed in {format_seconds(summary.seconds)} ({rate:.1f} images/s)",
+        f"{summary.num_failed} failed in {format_seconds(summary.seconds)}",
         f"cache: {summary.cache_url}",
     ]
+    if summary.num_computed and summary.seconds > 0:
+        lines[0] += f" ({summary.num_computed / summary.seconds:.1f} images/s)"
+    if summary.num_present and not summary.num_computed:
+        could = " that can be made" if summary.num_failed else ""
+        lines.insert(0, f"nothing to do: every map{could} was there before")
     lines += [f"failed: {item['path']}: {item['reason']}" for item in summary.failures]
     result = {"ok": summary.num_failed == 0, **fields}
     write_result("depth", result, "\n".join(lines), as_json=as_json)

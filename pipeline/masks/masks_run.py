@@ -34,7 +34,7 @@ from pipeline.runs.manifest import (
     Manifest,
     locked_run,
     open_manifest,
-    write_atomically,
+    write_if_changed,
 )
 from pipeline.runs.stages import digest_file_list, tell_changes
 from segtrain.data.coco_findings import FINDING_KINDS, Finding, require_usable
@@ -148,7 +148,7 @@ class _MasksRun:
     def _check(self) -> tuple[CocoReading, str]:
         """Read the boxes; names all that cannot be used before anything is computed."""
         request = self.request
-        with self.manifest.running("check", {"images": str(request.images)}) as record:
+        with self.manifest.rechecking("check", {"images": str(request.images)}) as record:
             coco = request.coco or self._import_boxes()
             reading = read_usable_boxes(coco, request.images)
             require_usable(find_absence_of_boxes(reading), coco)
@@ -167,7 +167,7 @@ class _MasksRun:
         for note, count in (+imported.notes).items():
             logger.info("%s: %d × %s", imported.box_format, count, note)
         path = self.folder / "boxes.json"
-        write_atomically(path, json.dumps(imported.document()))
+        write_if_changed(path, json.dumps(imported.document()))
         return path
 
     def _find_depth(self) -> PhotoDepth:
@@ -354,10 +354,8 @@ class _MasksRun:
                 "depth_fingerprint": self.depth.fingerprint,
             },
         )
-        text = json.dumps(to_jsonable(document))
         target = self.folder / "masks.json"
-        if not target.is_file() or target.read_text(encoding="utf-8") != text:
-            write_atomically(target, text)
+        write_if_changed(target, json.dumps(to_jsonable(document)))
         inputs = {
             "masks": describe_file(str(target)),
             "out": str(request.out.resolve()),

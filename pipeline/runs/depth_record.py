@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
-from pipeline.runs.manifest import Manifest, locked_run, open_manifest
+from pipeline.runs.manifest import (
+    MAX_RECORDED_FAILURES,
+    Manifest,
+    StageRecord,
+    locked_run,
+    open_manifest,
+)
 from pipeline.runs.service_cache import local_root_of
 
 if TYPE_CHECKING:
@@ -40,7 +47,8 @@ def compute_recorded_maps(
     """`compute_depth_maps` with a record beside the maps.
 
     Nothing depends on the record: where it cannot be kept, or another process keeps it, depth is
-    computed all the same.
+    computed all the same. The record of a call that is done stays as it is when the same call finds
+    every map there.
 
     Args:
         images: image files.
@@ -66,14 +74,44 @@ def compute_recorded_maps(
         manifest = _open_record(held, root, command, identity)
         if manifest is None:
             return compute_depth_maps(images, model, root, **options)
-        with manifest.running("depth", {}) as record:
-            summary = compute_depth_maps(
-                images, model, root, progress_file=manifest.progress_file, **options
-            )
-            record.outputs = {"cache": str(summary.cache_url)}
-            record.counts = depth_counts(summary)
-            record.failures = list(summary.failures)
+        inputs = _describe_maps(model, options)
+        begin = functools.cache(lambda: held.enter_context(manifest.running("depth", inputs)))
+        if not manifest.is_done("depth", inputs):
+            begin()
+        summary = compute_depth_maps(
+            images, model, root,
+            progress_file=manifest.progress_file, on_work=begin, **options,
+        )  # fmt: skip
+        found = StageRecord(
+            outputs={"cache": _absolute(summary.cache_url), "seconds": summary.seconds},
+            counts=depth_counts(summary),
+            failures=[item | {"path": _absolute(item["path"])} for item in summary.failures],
+        )
+        kept = manifest.stages["depth"]
+        if kept.state != "done" or _outcome(kept) != _outcome(found):
+            record = begin()
+            record.outputs, record.counts = found.outputs, found.counts
+            record.failures = found.failures
+            manifest.fingerprints["depth"] = summary.fingerprint
     return summary
+
+
+def _describe_maps(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What maps depend on besides the image, as the record's inputs."""
+    names = ("revision", "precision", "bits")
+    chosen = {name: options[name] for name in names if options.get(name) is not None}
+    return {"model": _absolute(model) if Path(model).is_dir() else model, **chosen}
+
+
+def _absolute(place: str) -> str:
+    """A local path from the root of the disk, since records are read from anywhere."""
+    return place if "://" in place else str(Path(place).absolute())
+
+
+def _outcome(record: StageRecord) -> tuple[Any, ...]:
+    """What a call found, whoever computed it and when."""
+    counts = [record.counts.get(name) for name in ("images", "unique", "failed")]
+    return record.outputs.get("cache"), counts, record.failures[:MAX_RECORDED_FAILURES]
 
 
 def _open_record(

@@ -27,6 +27,9 @@ from pipeline.output import to_jsonable
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 _PROGRESS_NAME = "progress.json"
+_LOCK_NAME = ".lock"
+# Beside the lock, which is never written: a start with nothing to do leaves every file as it is.
+_HOLDER_NAME = ".lock-holder"
 State = Literal["pending", "running", "done", "failed", "interrupted"]
 _RECORDED_PACKAGES = (
     "boxdepth",
@@ -39,7 +42,7 @@ _RECORDED_PACKAGES = (
     "zarr",
     "numpy",
 )
-_MAX_RECORDED_FAILURES = 1000
+MAX_RECORDED_FAILURES = 1000
 
 
 class ConfigRecord(TypedDict, total=False):
@@ -166,7 +169,7 @@ class Manifest:
             self.progress_file.unlink(missing_ok=True)
         finally:
             record.finished = utc_now()
-            record.failures = record.failures[:_MAX_RECORDED_FAILURES]
+            record.failures = record.failures[:MAX_RECORDED_FAILURES]
             self.save()
 
     @contextlib.contextmanager
@@ -177,6 +180,26 @@ class Manifest:
             return
         with self.running(stage, inputs) as record:
             yield record
+
+    @contextlib.contextmanager
+    def rechecking(self, stage: str, inputs: Mapping[str, Any]) -> Iterator[StageRecord]:
+        """As `running`, for a stage that every start repeats, to see whether all is as it was.
+
+        One that was done with these inputs keeps its record when it finds the same again, or when
+        it refuses to go on.
+        """
+        if not self.is_done(stage, inputs):
+            with self.running(stage, inputs) as record:
+                yield record
+            return
+        found, kept = StageRecord(), self.stages[stage]
+        yield found
+        if (found.outputs, found.counts, found.failures) != (
+            kept.outputs, kept.counts, kept.failures,
+        ):  # fmt: skip
+            with self.running(stage, inputs) as record:
+                record.outputs, record.counts = found.outputs, found.counts
+                record.failures = found.failures
 
     def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Whether a stage finished with exactly these inputs."""
@@ -292,26 +315,28 @@ def locked_run(folder: Path) -> Iterator[None]:
         UsageError: another process is working in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    holder = folder / _HOLDER_NAME
+    with (folder / _LOCK_NAME).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.seek(0)
+            process_id = holder.read_text() if holder.is_file() else "?"
             raise UsageError(
-                f"{folder} is in use by process {lock.read().strip() or '?'}; wait for it, "
+                f"{folder} is in use by process {process_id}; wait for it, "
                 "or choose another --output"
             ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+        holder.write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def is_in_use(folder: Path) -> bool:
     """Whether a live process holds the run folder."""
-    if not (folder / ".lock").is_file():
+    if not (folder / _LOCK_NAME).is_file():
         return False
-    with (folder / ".lock").open("r") as lock:
+    with (folder / _LOCK_NAME).open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -323,6 +348,12 @@ def is_in_use(folder: Path) -> bool:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see the old or the new text, also after a power cut."""
     write_durably(path, text.encode())
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """`write_atomically`, unless the file holds the text already."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text)
 
 
 def describe_environment() -> dict[str, Any]:

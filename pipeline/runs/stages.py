@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +228,7 @@ def compute_depth_maps(
     cache_root: str,
     *,
     progress_file: Path | None = None,
+    on_work: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> PrecomputeSummary:
     """Stage one with progress on stderr.
@@ -237,6 +238,7 @@ def compute_depth_maps(
         model: hub id or local folder.
         cache_root: where the cache is kept: a folder, a bucket, or a service.
         progress_file: of a run, for `pipeline status`.
+        on_work: called when maps are missing, before the first is computed, and later again.
         options: of `depthcache.stage_one.settings.StageOneSettings`; None is left out.
     """
 
@@ -246,10 +248,12 @@ def compute_depth_maps(
         from depthcache.stage_one.precompute import precompute_depth
 
         with ProgressReporter("depth", "images", kept_in=progress_file) as bar:
-            return precompute_depth(
-                images, model, root, settings,
-                progress=lambda done, total, failed: bar.update(done, total, num_failed=failed),
-            )  # fmt: skip
+
+            def tell(num_done: int, num_total: int, num_failed: int) -> None:
+                on_work()
+                bar.update(num_done, num_total, num_failed=num_failed)
+
+            return precompute_depth(images, model, root, settings, progress=tell)
 
     require_model(model, options.get("revision"))
     if Path(model).name == DEMO_MODEL_NAME and any(

@@ -46,6 +46,45 @@ def test_same_command_again_computes_nothing(capsys, model, images, root):
     assert document["num_computed"] == 0
 
 
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_call_with_nothing_to_do_leaves_every_file_as_it_is(
+    is_readable, capsys, model, images, tmp_path, monkeypatch, file_states
+):
+    folder, root = shutil.copytree(images, tmp_path / "images"), tmp_path / "cache"
+    if not is_readable:
+        (folder / "bad.png").write_bytes(b"no image")
+    words = ["depth", "--images", str(folder), "--model", str(model), "--cache", str(root)]
+    code = 0 if is_readable else 3
+    assert invoke(words) == code
+    assert "nothing to do" not in capsys.readouterr().out
+    before = file_states(root)
+    monkeypatch.chdir(tmp_path)
+    nearby = ["depth", "--images", "images", "--model", str(model), "--cache", "cache"]
+    assert invoke(nearby) == invoke([*words, "--batch-size", "1"]) == code
+    could = "" if is_readable else " that can be made"
+    assert f"nothing to do: every map{could} was there before\n" in capsys.readouterr().out
+    assert file_states(root) == before
+    (manifest,) = root.glob(".runs/*/manifest.json")
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    assert invoke(words) == code  # its map is there, but the record does not count it
+    counts = json.loads(manifest.read_text())["stages"]["depth"]["counts"]
+    assert (counts["images"], counts["computed"]) == (6 if is_readable else 7, 0)
+    Image.new("RGB", (9, 9)).save(folder / "new.png")
+    assert invoke(words) == code
+    counts = json.loads(manifest.read_text())["stages"]["depth"]["counts"]
+    assert (counts["present"], counts["computed"]) == (5, 1)
+
+
+def test_a_refused_call_leaves_the_record_of_the_one_before(model, images, tmp_path, file_states):
+    copy, root = shutil.copytree(model, tmp_path / "model"), tmp_path / "cache"
+    words = ["depth", "--images", str(images), "--model", str(copy), "--cache", str(root)]
+    assert invoke(words) == 0
+    before = file_states(root)
+    (copy / "model.safetensors").write_bytes(b"cut")
+    assert invoke(words) not in (0, 3)
+    assert file_states(root) == before
+
+
 def test_unreadable_images_end_with_3_and_are_named(capsys, model, images, tmp_path):
     (tmp_path / "images").mkdir()
     good = (images / "0.png").read_bytes()

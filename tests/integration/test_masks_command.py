@@ -18,6 +18,7 @@ from depthcache.stage_one import precompute
 from pipeline.cli import invoke
 from pipeline.errors import ExitCode
 from pipeline.masks import masks_run
+from pipeline.runs.manifest import load_manifest
 from pipeline.synth import generate_dataset
 from segtrain import labeller
 from segtrain.run.metrics_log import read_metrics
@@ -111,18 +112,38 @@ def test_boxes_become_masks_with_scores_sources_and_a_review_page(
     assert "is a run of `pipeline masks`; its page is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
 def test_the_same_command_again_does_nothing(
-    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    run: Run,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file_states: Callable[[Path], dict[str, Any]],
 ) -> None:
-    run()
-    first = (work / "masks.json").read_bytes()
+    boxes = None
+    if kind == "yolo":
+        _write_yolo_labels(work)
+        boxes = ("--boxes", str(work / "labels"))
+    run(boxes=boxes)
+    first = file_states(work)
     for name in ("adapt_labeller", "label_boxes"):
         monkeypatch.setattr(labeller, name, None)
     for name in ("write_masks", "write_review_page"):
         monkeypatch.setattr(masks_run, name, None)
-    _, again = run()
+    _, again = run(boxes=boxes)
     assert again["is_news"] is False
-    assert (work / "masks.json").read_bytes() == first
+    assert file_states(work) == first
+
+
+def test_a_check_that_finds_another_thing_is_recorded_anew(run: Run, work: Path) -> None:
+    _, first = run("--minutes", "0")
+    assert first["findings"] == {"crowd_box": 1}
+    document = json.loads((work / "boxes.json").read_text())
+    document["annotations"].append({**document["annotations"][-1], "id": 10_000})
+    (work / "boxes.json").write_text(json.dumps(document))
+    _, second = run("--minutes", "0")
+    assert second["findings"] == {"crowd_box": 2}
+    assert load_manifest(work / "run").stages["check"].counts == {"crowd_box": 2}
 
 
 def test_another_form_is_written_without_labelling_again(
@@ -292,7 +313,8 @@ def test_scores_below_the_least_lose_their_mask_and_are_counted(run: Run, work: 
     assert not any("segmentation" in item for item in document["annotations"][:-1])
 
 
-def test_an_export_of_another_tool_is_taken_and_given_back(run: Run, work: Path) -> None:
+def _write_yolo_labels(work: Path) -> int:
+    """The boxes without the crowd as a YOLO export in `labels`; how many they are."""
     document = json.loads((work / "boxes.json").read_text())
     (work / "labels").mkdir()
     for image in document["images"]:
@@ -302,9 +324,14 @@ def test_an_export_of_another_tool_is_taken_and_given_back(run: Run, work: Path)
                 x, y, w, h = item["bbox"]
                 lines.append(f"0 {(x + w / 2) / 128} {(y + h / 2) / 96} {w / 128} {h / 96}\n")
         (work / "labels" / f"{Path(image['file_name']).stem}.txt").write_text("".join(lines))
+    return len(document["annotations"]) - 1
+
+
+def test_an_export_of_another_tool_is_taken_and_given_back(run: Run, work: Path) -> None:
+    num_boxes = _write_yolo_labels(work)
     options = ("--minutes", "0", "--format", "yolo-seg", "--out", str(work / "yolo"))
     _, result = run(*options, boxes=("--boxes", str(work / "labels")))
-    assert result["num_boxes"] == len(document["annotations"]) - 1
+    assert result["num_boxes"] == num_boxes
 
     def count_written() -> int:
         texts = [path.read_text() for path in (work / "yolo" / "labels").iterdir()]

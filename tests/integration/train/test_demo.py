@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def _load_tiny(path: str) -> Any:
 
 
 def test_methods_are_compared_and_a_second_call_finds_all_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+    file_states: Callable[[Path], dict[str, Any]],
 ) -> None:
     monkeypatch.setattr(demo, "load_experiment", _load_tiny)
     monkeypatch.setattr(demo_data, "NUM_DEMO_IMAGES", {"train": 4, "test": 3})
@@ -43,5 +47,7 @@ def test_methods_are_compared_and_a_second_call_finds_all_done(
     assert "IoU given the box" in page
     assert result.labelled.describe_held_out() in page
     assert describe_outcome(result.metrics).split(" ± ")[0] in page
+    before = file_states(tmp_path)
     again = demo.run_demo(tmp_path, seed=0)
     assert dataclasses.replace(again, seconds=result.seconds) == result
+    assert file_states(tmp_path) == before

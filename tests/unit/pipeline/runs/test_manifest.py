@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -56,6 +57,27 @@ def test_how_a_stage_ended_is_on_disk(tmp_path, error, state):
     assert not manifest.progress_file.exists(), "done"
 
 
+def test_a_stage_that_is_seen_to_again_keeps_its_record_while_it_finds_the_same(tmp_path):
+    def recheck(inputs, counts, error=None):
+        with _open(tmp_path).rechecking("depth", inputs) as record:
+            record.counts = counts
+            if error:
+                raise error
+
+    file = tmp_path / "manifest.json"
+    recheck({"a": 1}, {"boxes": 3})
+    before = (file.stat().st_mtime_ns, file.read_bytes())
+    recheck({"a": 1}, {"boxes": 3})
+    with pytest.raises(UsageError):
+        recheck({"a": 1}, {}, UsageError("refused"))
+    assert (file.stat().st_mtime_ns, file.read_bytes()) == before
+    recheck({"a": 1}, {"boxes": 4})
+    assert load_manifest(tmp_path).stages["depth"].counts == {"boxes": 4}
+    with pytest.raises(UsageError):
+        recheck({"a": 2}, {}, UsageError("refused"))
+    assert load_manifest(tmp_path).stages["depth"].state == "failed"
+
+
 def test_second_start_names_what_changed(tmp_path):
     _open(tmp_path, {"train": {"seed": 1}})
     assert _open(tmp_path, {"train": {"seed": 2}}).changes == {"train.seed": "1 → 2"}
@@ -92,6 +114,6 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
             [sys.executable, "-c", program], capture_output=True, text=True, check=False
         )
     assert other.returncode != 0
-    assert "is in use by process" in other.stderr
+    assert f"is in use by process {os.getpid()};" in other.stderr
     assert not is_in_use(tmp_path)
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
