@@ -89,6 +89,20 @@ class ProgressReporter:
         if exception is not None:
             self._keep()
 
+    def turn_to(self, description: str) -> None:
+        """Go on with the count of another thing, in the same bar and file; again changes nothing.
+
+        Args:
+            description: what is being done now.
+        """
+        if description == self.description:
+            return
+        self.description = description
+        self._first_count, self._last = None, {}
+        self._last_line = self._last_kept = float("-inf")
+        if self._bar is not None:
+            self._bar.reset(self._task, description=description, rate="")
+
     def update(
         self, num_done: int, num_total: int, loss: float | None = None, *, num_failed: int = 0
     ) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from depthcache.errors import ImageDecodeError
 from depthcache.image_decoding import image_key, read_image_size
 
 _HASHING_THREADS = 4
 _FILES_AT_ONCE = 1024
+_SECONDS_BETWEEN_COUNTS = 0.5
 
 
 @dataclass(kw_only=True)
@@ -38,21 +40,30 @@ class ImageContents:
         return [] if first is None else [first, *self.duplicates.get(key, [])]
 
 
-def read_contents(images: Sequence[Path]) -> ImageContents:
+def read_contents(
+    images: Sequence[Path], *, progress: Callable[[int, int, int], None] | None = None
+) -> ImageContents:
     """Hash image files and read their sizes; each file is read once.
 
     Args:
         images: files; one that is listed twice counts once.
+        progress: called with (done, total) files, and how many cannot be used, every half second
+            and, when that was so, at the end; what takes no time is not told.
     """
     contents = ImageContents()
     # Those given are kept: a copy of each would take 380 bytes.
     paths = list(dict.fromkeys(p if isinstance(p, Path) else Path(p) for p in images))
     same: dict[tuple[int, int], tuple[int, int]] = {}
     without_size: set[str] = set()
+    num_read, last_told, is_told = 0, monotonic(), False
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         for start in range(0, len(paths), _FILES_AT_ONCE):
             some = paths[start : start + _FILES_AT_ONCE]
             for path, found in zip(some, pool.map(_inspect_file, some), strict=True):
+                num_read += 1
+                if progress is not None and monotonic() - last_told >= _SECONDS_BETWEEN_COUNTS:
+                    progress(num_read, len(paths), len(contents.failures))
+                    last_told, is_told = monotonic(), True
                 if isinstance(found, str):
                     contents.failures[path] = found
                     continue
@@ -65,6 +76,8 @@ def read_contents(images: Sequence[Path]) -> ImageContents:
                 else:
                     contents.paths[key] = path
                     contents.sizes[key] = same.setdefault(size, size)
+    if progress is not None and is_told:
+        progress(num_read, len(paths), len(contents.failures))
     contents.num_unique = len(contents.paths) + len(without_size)
     return contents
 

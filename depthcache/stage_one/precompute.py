@@ -119,6 +119,7 @@ def precompute_depth(
     settings: StageOneSettings = _DEFAULTS,
     *,
     progress: Callable[[int, int, int], None] | None = None,
+    reading_progress: Callable[[int, int, int], None] | None = None,
 ) -> PrecomputeSummary:
     """Compute the depth that the cache lacks. The same call again resumes a killed one.
 
@@ -128,12 +129,13 @@ def precompute_depth(
         root: path or s3:// address of the cache root.
         settings: how.
         progress: called with (done, total) contents, and how many failed, after every batch.
+        reading_progress: the same of files, while they are hashed before that: `read_contents`.
 
     Raises:
         CacheMismatchError: the model is no depth model, or the folder is another fingerprint's.
     """
     start = monotonic()
-    job = _prepare(images, model, root, settings)
+    job = _prepare(images, model, root, settings, reading_progress)
     write_fingerprint(job.store, job.fingerprint, job.model.fingerprint)
     outcome = ShardOutcome()
     if job.num_planned:
@@ -229,12 +231,16 @@ def _collect_failures(job: _Job, reasons: dict[str, str]) -> dict[Path, str]:
 
 
 def _prepare(
-    images: Sequence[Path], model: str | Path, root: str, settings: StageOneSettings
+    images: Sequence[Path],
+    model: str | Path,
+    root: str,
+    settings: StageOneSettings,
+    reading_progress: Callable[[int, int, int], None] | None = None,
 ) -> _Job:
     loaded = load_with_settings(model, settings)
     name = fmt.fingerprint_folder(loaded.fingerprint)
     store = open_store(root)
-    contents = read_contents(images)
+    contents = read_contents(images, progress=reading_progress)
     failed, present = _known_keys(contents.sizes, store, root, name, settings.upstreams)
     present -= failed
     shape_of = MapShapes(loaded)

@@ -40,15 +40,23 @@ def show_status(
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """State of a run: a stage that a killed process left as running is `stopped`."""
+    """State of a run: a stage that a killed process left as running is `stopped`.
+
+    So is one that was done, and that looked again whether it still is: such a stage keeps its
+    record until it finds work, and its progress until it ends.
+    """
     from pipeline.progress import read_progress
     from pipeline.runs.manifest import is_in_use, load_manifest
 
     manifest = load_manifest(folder)
     is_running = is_in_use(folder)
+    progress = read_progress(manifest.progress_file)
+    looks_again = progress is not None and all(
+        record.state == "done" for record in manifest.stages.values()
+    )
     stages = {}
     for name, record in manifest.stages.items():
-        state: str = record.state
+        state: str = "running" if looks_again else record.state
         if state == "running" and not is_running:
             state = "stopped"
         stages[name] = {
@@ -78,7 +86,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "config": manifest.config.get("path"),
         "changes": manifest.changes,
         "stages": stages,
-        "progress": read_progress(manifest.progress_file),
+        "progress": progress,
         "training": find_training(folder, manifest.config.get("resolved", {})),
     }
 
@@ -123,8 +131,10 @@ def _run_text(run: dict[str, Any]) -> str:
 
     rows = []
     for name, stage in run["stages"].items():
-        counts = ", ".join(f"{count} {what}" for what, count in stage["counts"].items())
-        rows.append([name, stage["state"], stage["error"] or counts])
+        # Counted at a stage's end: those of one under way are of the time before.
+        counts = stage["counts"].items() if stage["state"] in ("done", "failed") else ()
+        told = ", ".join(f"{count} {what}" for what, count in counts)
+        rows.append([name, stage["state"], stage["error"] or told])
     lines = [f"{run['run']}  (updated {run['updated']})"]
     if run["command"] is not None:
         lines.append(run["command"])

@@ -93,6 +93,7 @@ def compute_recorded_maps(
             record.outputs, record.counts = found.outputs, found.counts
             record.failures = found.failures
             manifest.fingerprints["depth"] = summary.fingerprint
+        manifest.progress_file.unlink(missing_ok=True)
     return summary
 
 

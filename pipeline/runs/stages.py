@@ -249,11 +249,18 @@ def compute_depth_maps(
 
         with ProgressReporter("depth", "images", kept_in=progress_file) as bar:
 
-            def tell(num_done: int, num_total: int, num_failed: int) -> None:
-                on_work()
+            def tell_reading(num_done: int, num_total: int, num_failed: int) -> None:
+                bar.turn_to("reading")
                 bar.update(num_done, num_total, num_failed=num_failed)
 
-            return precompute_depth(images, model, root, settings, progress=tell)
+            def tell(num_done: int, num_total: int, num_failed: int) -> None:
+                on_work()
+                bar.turn_to("depth")
+                bar.update(num_done, num_total, num_failed=num_failed)
+
+            return precompute_depth(
+                images, model, root, settings, progress=tell, reading_progress=tell_reading
+            )
 
     require_model(model, options.get("revision"))
     if Path(model).name == DEMO_MODEL_NAME and any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from depthcache.stage_one import precompute
+from depthcache.stage_one import image_contents, precompute
+from depthcache.stage_one.image_contents import read_contents
 from pipeline.cli import invoke
+from pipeline.commands.status import describe_run
 from pipeline.runs.manifest import locked_run
 
 
@@ -123,13 +126,13 @@ def test_dry_run_writes_nothing(capsys, model, images, tmp_path):
 def test_status_of_a_cache_says_how_far_an_interrupted_call_came(
     capsys, model, images, tmp_path, monkeypatch
 ):
-    def stop_at_first(*arguments, progress):
+    def stop_at_first(*arguments, progress, **given):
         def tell_and_stop(*counts):
             progress(*counts)
             if counts[0]:
                 raise KeyboardInterrupt
 
-        return whole(*arguments, progress=tell_and_stop)
+        return whole(*arguments, progress=tell_and_stop, **given)
 
     whole = precompute.precompute_depth
     folder, root = tmp_path / "images", tmp_path / "cache"
@@ -158,6 +161,47 @@ def test_status_of_a_cache_says_how_far_an_interrupted_call_came(
     _, listing = _run(capsys, "cache", "ls", root)
     assert [cache["num_maps"] for cache in listing["caches"]] == [5]
     assert invoke(["cache", "verify", str(root)]) == 0
+
+
+@pytest.mark.parametrize("is_done_before", [False, True])
+def test_status_says_how_many_images_are_hashed_and_what_an_interruption_left(
+    is_done_before, capsys, model, images, tmp_path, monkeypatch
+):
+    def look_and_stop(paths, *, progress):
+        def tell(*counts):
+            progress(*counts)
+            (folder,) = root.glob(".runs/*")
+            seen.append(describe_run(folder))
+            if counts[0] == 3:
+                raise KeyboardInterrupt
+
+        return read_contents(paths, progress=tell)
+
+    root, seen = tmp_path / "cache", []
+    words = ["depth", "--images", str(images), "--model", str(model), "--cache", str(root)]
+    if is_done_before:
+        assert invoke(words) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(image_contents, "_SECONDS_BETWEEN_COUNTS", 0.0)
+        patch.setattr(precompute, "read_contents", look_and_stop)
+        assert invoke(words) == 130
+    during = seen[0]
+    assert (during["running"], during["stages"]["depth"]["state"]) == (True, "running")
+    progress = during["progress"]
+    assert (progress["doing"], progress["num_done"], progress["num_total"]) == ("reading", 1, 5)
+    capsys.readouterr()
+    assert invoke(["status", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^depth +(stopped|interrupted)$", shown, re.MULTILINE), (
+        "no counts from before"
+    )
+    assert "\nreading: 3/5 images" in shown
+    resume = shlex.split(re.search(r"^next: pipeline (resume .*)$", shown, re.MULTILINE)[1])
+    assert invoke(resume) == 0
+    capsys.readouterr()
+    (after,) = _run(capsys, "status", root)[1]["runs"]
+    assert (after["done"], after["progress"]) == (True, None)
+    assert after["stages"]["depth"]["counts"]["computed"] == 5
 
 
 def _absolute(words, folder):

@@ -284,13 +284,15 @@ def test_status_says_how_many_maps_an_interrupted_run_has(
 ) -> None:
     precompute_depth = precompute.precompute_depth
 
-    def stop_at_first(*arguments: Any, progress: Callable[[int, int, int], None]) -> Any:
+    def stop_at_first(
+        *arguments: Any, progress: Callable[[int, int, int], None], **given: Any
+    ) -> Any:
         def tell_and_stop(num_done: int, num_total: int, num_failed: int) -> None:
             progress(num_done, num_total, num_failed)
             if num_done:
                 raise KeyboardInterrupt
 
-        return precompute_depth(*arguments, progress=tell_and_stop)
+        return precompute_depth(*arguments, progress=tell_and_stop, **given)
 
     monkeypatch.setattr(precompute, "precompute_depth", stop_at_first)
     with pytest.raises(json.JSONDecodeError):

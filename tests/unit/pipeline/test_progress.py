@@ -50,6 +50,37 @@ def test_what_ends_early_keeps_its_last_count(tmp_path: Path) -> None:
     assert (kept["num_done"], kept["num_total"]) == (3, 400)
 
 
+def test_another_count_starts_anew_in_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter((0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0))
+    clock = types.SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr(progress, "time", clock)
+    file = tmp_path / "progress.json"
+    with ProgressReporter("reading", "images", on_terminal=False, kept_in=file) as reporter:
+        reporter.update(1, 9)
+        reporter.update(8, 9)
+        reporter.turn_to("depth")
+        reporter.update(2, 5)
+        kept = read_progress(file)
+        assert kept is not None
+        assert (kept["doing"], kept["num_done"], kept["units_per_second"]) == ("depth", 2, 0.0)
+        reporter.update(3, 5)
+        reporter.turn_to("depth")
+        reporter.update(4, 5)
+    kept = read_progress(file)
+    assert kept is not None
+    assert (kept["num_done"], kept["units_per_second"]) == (4, 1.0), "the same count goes on"
+
+
+def test_a_bar_goes_on_with_another_count(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReporter("reading", "images", on_terminal=True) as reporter:
+        reporter.update(9, 9)
+        reporter.turn_to("depth")
+        reporter.update(2, 5)
+    assert "2/5" in capsys.readouterr().err
+
+
 def test_what_ends_before_its_first_count_keeps_none(tmp_path: Path) -> None:
     file = tmp_path / "progress.json"
     with (
