@@ -157,6 +157,9 @@ def _next_text(run: dict[str, Any]) -> str:
         return f"done; look at {report}"
     if weights is not None and run["config"] is not None:
         return f"done; pipeline eval {run['config']} --weights {weights}"
+    depth = run["stages"].get("depth")
+    if len(run["stages"]) == 1 and depth is not None and depth["num_failures"]:
+        return f"done; `pipeline report {run['run']}` lists the images that failed"
     return "done"
 
 
