@@ -87,7 +87,7 @@ def exit_codes() -> dict[type[BaseException], ExitCode]:
         training.SegtrainError: ExitCode.FAILED,
         training.DatasetError: ExitCode.USAGE,
         training.ImageSizeMismatchError: ExitCode.USAGE,
-        training.MissingDepthError: ExitCode.FAILED,
+        training.MissingDepthError: ExitCode.USAGE,
         training.TrainingConfigError: ExitCode.USAGE,
         training.CheckpointError: ExitCode.USAGE,
         training.NonFiniteLossError: ExitCode.FAILED,

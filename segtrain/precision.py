@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from segtrain.errors import TrainingConfigError
+from segtrain.run.devices import no_cuda_device
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,7 +21,7 @@ def choose_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise TrainingConfigError("train.device=cuda, but there is no CUDA device; set it to cpu")
+        raise no_cuda_device()
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -28,11 +28,13 @@ def evaluate(
         refuse_absent_files,
         refuse_small_file,
     )
+    from segtrain.run.devices import require_device
 
     refuse_absent_files(assignments or [], ["test"])
     existing_checkpoint(weights)
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
+        require_device(experiment.train.device)
         annotations = existing_dataset_paths(experiment, "test").annotations
         from segtrain.run.dataset_records import read_test_data
 

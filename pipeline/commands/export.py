@@ -35,12 +35,14 @@ def export(
         raise UsageError(f"--format knows onnx, got {model_format!r}")
     from pipeline.config import load_experiment
     from pipeline.runs.experiment_files import existing_checkpoint
+    from segtrain.run.devices import require_device
 
     existing_checkpoint(weights)
     require_writable(out)
 
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [])
+        require_device(experiment.train.device)
         from segtrain.exchange.onnx_export import export_onnx
         from segtrain.use.inference import load_trained_model
 

@@ -37,6 +37,7 @@ def label(
     from pipeline.runs.experiment_files import existing_checkpoint, refuse_small_file
     from pipeline.runs.manifest import write_atomically
     from segtrain.data.coco_reader import read_usable_boxes
+    from segtrain.run.devices import require_device
 
     existing_checkpoint(weights)
     if not coco.is_file():
@@ -49,6 +50,7 @@ def label(
     failures: list[dict[str, str]] = []
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
+        require_device(experiment.train.device)
         refuse_small_file(coco, lambda: read_usable_boxes(coco, images))
         from segtrain.use.labelling import label_dataset
 

@@ -32,6 +32,7 @@ def predict(
     from pipeline.runs.experiment_files import existing_checkpoint
     from pipeline.runs.manifest import write_atomically
     from segtrain.data.image_files import find_image_file
+    from segtrain.run.devices import require_device
 
     existing_checkpoint(weights)
     with stdout_kept_clean():
@@ -48,6 +49,7 @@ def predict(
             ids = [record.image_id for record in records]
         require_writable(out)
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
+        require_device(experiment.train.device)
         from segtrain.use.prediction import predict_images
 
         failures: list[dict[str, str]] = []

@@ -13,7 +13,12 @@ from pipeline.runs.demo_data import make_absent_demo_data
 from pipeline.runs.experiment_files import SPLITS, is_demo_config
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
 from pipeline.runs.results import run_report_stage
-from pipeline.runs.stages import run_depth_stage, run_eval_stage, run_train_stage
+from pipeline.runs.stages import (
+    refuse_unmet_needs,
+    run_depth_stage,
+    run_eval_stage,
+    run_train_stage,
+)
 from segtrain.run.setting_rules import refuse_contradictions
 
 if TYPE_CHECKING:
@@ -37,7 +42,8 @@ def run_config(
         COCO metrics and the run's manifest.
 
     Raises:
-        TrainingConfigError: settings contradict each other; told before depth is computed.
+        TrainingConfigError, CheckpointError: the training could not start; told before depth is
+            computed.
     """
     refuse_contradictions(experiment)
     with locked_run(folder):
@@ -57,6 +63,8 @@ def run_config(
         )
         for key, change in manifest.changes.items():
             logger.info("config changed since the last start: %s: %s", key, change)
+        if manifest.stages["train"].state != "done":
+            refuse_unmet_needs(experiment)
         if experiment.depth.enabled:
             root = choose_cache_root(config_name, assignments, experiment, folder)
             cache = run_depth_stage(manifest, experiment, root, SPLITS)

@@ -32,6 +32,7 @@ from pipeline.runs.experiment_files import (
 )
 from pipeline.runs.manifest import Manifest
 from pipeline.runs.service_cache import compute_for_service, is_service
+from segtrain.run.devices import require_device
 from segtrain.run.resume_rules import (
     describe_file,
     describe_refusal,
@@ -39,6 +40,7 @@ from segtrain.run.resume_rules import (
     find_changes,
 )
 from segtrain.run.setting_rules import refuse_contradictions
+from segtrain.run.starting_weights import require_starting_weights
 
 if TYPE_CHECKING:
     from depthcache import DepthCache
@@ -121,7 +123,9 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
 
     Raises:
         UsageError: the run was started as another experiment.
-        TrainingConfigError: settings contradict each other.
+        TrainingConfigError: settings contradict each other, or name a GPU that is not there.
+        CheckpointError: the weights to start from cannot be had.
+        MissingDepthError: photos have no depth in the cache.
     """
     inputs = train_inputs(experiment)
     record = manifest.stages.get("train")
@@ -132,14 +136,13 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
             return weights
     paths = existing_dataset_paths(experiment, "train")
     from segtrain.depth_source import open_depth
-    from segtrain.run.dataset_records import read_training_data
 
-    refuse_contradictions(experiment)
+    refuse_unmet_needs(experiment)
     cache = open_depth(experiment.depth)  # raises where there is none
     if cache is not None:
         tell_other_model(cache, experiment.depth.model)
     refuse_other_experiment(manifest, inputs)
-    refuse_small_file(paths.annotations, lambda: read_training_data(experiment))
+    refuse_small_file(paths.annotations, lambda: _read_with_depth(experiment, cache))
     from segtrain.run.trainer import train_model
 
     with (
@@ -162,6 +165,27 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
             {"reason": reason, "count": count} for reason, count in summary.dropped.items() if count
         ]
     return Path(record.outputs["weights"])
+
+
+def refuse_unmet_needs(experiment: Experiment) -> None:
+    """Refuse a training that cannot start, before torch is loaded and depth is computed for it.
+
+    Raises:
+        TrainingConfigError: settings contradict each other, or name a GPU that is not there.
+        CheckpointError: the weights to start from cannot be had.
+    """
+    refuse_contradictions(experiment)
+    require_device(experiment.train.device)
+    require_starting_weights(experiment.train.init_checkpoint)
+
+
+def _read_with_depth(experiment: Experiment, cache: DepthCache | None) -> None:
+    """Refuse training files, and photos without depth, as the training would."""
+    from segtrain.run.dataset_records import read_training_data, require_depth_maps
+
+    dataset = read_training_data(experiment)
+    if cache is not None:
+        require_depth_maps(experiment, cache, dataset.records)
 
 
 def run_eval_stage(manifest: Manifest, experiment: Experiment, weights: Path) -> dict[str, Any]:

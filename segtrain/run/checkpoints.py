@@ -20,6 +20,7 @@ from segtrain.exchange.published_checkpoints import (
     read_checkpoint,
     strip_ddp_prefix,
 )
+from segtrain.run.starting_weights import absent_weights, unfetched_weights
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +146,7 @@ def initialise_weights(model: nn.Module, source: str) -> None:
         try:
             weights = match_depth_layer(model, read_checkpoint(source))
         except FileNotFoundError as error:
-            raise CheckpointError(
-                f"train.init_checkpoint={source}: there is no such file; put it there or set "
-                "another (docs/training.md says which), or null to start from random weights"
-            ) from error
+            raise absent_weights(source) from error
     # Weights of a backbone alone do not know where it stands in the detector.
     fitting: dict[str, torch.Tensor] = max(
         (
@@ -214,10 +212,7 @@ def _read_zoo_backbone(model: Any, source: str) -> dict[str, torch.Tensor]:
         path = Path(PathManager.get_local_path(source))
         content = read_array_pickle(path)
     except OSError as error:
-        raise CheckpointError(
-            f"train.init_checkpoint={source} cannot be fetched: {error}. Set it to a file on this "
-            "machine, or to null to start from random weights"
-        ) from error
+        raise unfetched_weights(source, error) from error
     is_caffe2 = not ("model" in content and "__author__" in content)
     arrays = content.get("blobs", content) if is_caffe2 else content["model"]
     weights = {

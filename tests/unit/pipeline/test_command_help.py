@@ -14,10 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
 
+from depthcache.exchange.interchange import import_maps
 from pipeline.cli import app, invoke
 from pipeline.commands.examples import EXAMPLES
 from pipeline.config import split_assignments
@@ -96,6 +98,7 @@ def test_shell_completion_knows_the_commands() -> None:
 
 
 _DATA = "--set data.train_json={d}/ok.json data.train_images={d}/images"
+_BOXES_ONLY = "train configs/baselines/boxinst_r50.py --output {d}/run " + _DATA
 _MASKS = "masks --out {d}/masks.json --output {d}/run --images {d}/images"
 _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
 
@@ -138,7 +141,15 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
          " data.num_classes=5", "data.num_classes=1"),
         ("train configs/demo/boxinst.py --output {d}/run " + _DATA + " depth.enabled=False"
          " data.train_json={d}/no-categories.json", "categories"),
+        (_BOXES_ONLY + " train.init_checkpoint={d}/none.pth", "none.pth: there is no such file"),
+        (_BOXES_ONLY + " train.init_checkpoint=http://127.0.0.1:9/R-50.pkl", "cannot be fetched"),
+        (_BOXES_ONLY + " train.device=cuda", "no CUDA device"),
+        (_BOXES_ONLY.replace("train", "run", 1) + " train.device=cuda", "no CUDA device"),
+        ("train configs/demo/full.py --output {d}/run " + _DATA + " depth.cache={maps}",
+         "no map for 1 of the 1 photos"),
         ("eval configs/demo/full.py --weights absent.pth", "absent.pth"),
+        ("eval configs/demo/full.py --weights {d}/weights.pth --set train.device=cuda",
+         "no CUDA device"),
         ("eval configs/demo/full.py --weights {d}/weights.pth --set data.test_json="
          "{d}/no-categories.json data.test_images={d}/images", "categories"),
         ("label configs/demo/full.py --weights {d}/file --coco {d}/ok.json --images {d}/images"
@@ -171,13 +182,29 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
     ],
 )  # fmt: skip
 def test_a_refusal_takes_seconds_and_no_torch(
-    command: str, word: str, tmp_path: Path, refuse: Callable[..., tuple[int, float, str]]
+    command: str,
+    word: str,
+    tmp_path: Path,
+    maps_of_another_photo: Path,
+    refuse: Callable[..., tuple[int, float, str]],
 ) -> None:
     _write_files(tmp_path)
-    code, seconds, told = refuse(command.format(d=tmp_path).split(), tmp_path / "told.txt")
+    words = command.format(d=tmp_path, maps=maps_of_another_photo).split()
+    code, seconds, told = refuse(words, tmp_path / "told.txt")
     assert code == ExitCode.USAGE, told
     assert word in told
     assert seconds < _MAX_CPU_SECONDS
+
+
+@pytest.fixture(scope="module")
+def maps_of_another_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("maps")
+    for name in ("photos", "maps"):
+        (folder / name).mkdir()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "photos" / "other.png")
+    np.save(folder / "maps" / "other.npy", np.eye(8, dtype=np.float32))
+    import_maps(folder / "maps", folder / "cache", images=folder / "photos", format="npy")
+    return folder / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +216,7 @@ def refuse() -> Iterator[Callable[..., tuple[int, float, str]]]:
     """
     with subprocess.Popen(
         [sys.executable, "-c", _FORK_COMMANDS],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "no_proxy": "*"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
 
