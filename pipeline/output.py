@@ -16,6 +16,8 @@ from typing import Any
 
 from pipeline.errors import UsageError
 
+logger = logging.getLogger(__name__)
+
 SCHEMA_VERSION = 1
 
 
@@ -46,7 +48,7 @@ def configure_logging(*, verbose: bool = False) -> None:
 
 
 def require_writable(path: Path, *, is_folder: bool = False) -> None:
-    """Try an output path before the work that it is for; makes its folder.
+    """Try an output path before the work that it is for; makes its folder, and says so.
 
     Args:
         path: file to write, or folder to write files in.
@@ -61,7 +63,9 @@ def require_writable(path: Path, *, is_folder: bool = False) -> None:
             raise IsADirectoryError("it is a folder")
         if path.is_file() and is_folder:
             raise NotADirectoryError("it is a file")
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            logger.info("made the folder %s", folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import ConfigArgument, JsonOption, SetOption, WeightsOption
-from pipeline.output import stdout_kept_clean, to_jsonable, write_result
+from pipeline.output import require_writable, stdout_kept_clean, to_jsonable, write_result
 from pipeline.progress import ProgressReporter
 
 
@@ -39,9 +39,9 @@ def evaluate(
         from segtrain.run.dataset_records import read_test_data
 
         refuse_small_file(annotations, lambda: read_test_data(experiment))
+        require_writable(output, is_folder=True)
         from segtrain.use.evaluation import evaluate_model
 
-        output.mkdir(parents=True, exist_ok=True)
         with ProgressReporter("eval", "images") as bar:
             metrics = dict(evaluate_model(experiment, weights, output, on_progress=bar.update))
     text = format_ap_table({weights.stem: metrics})

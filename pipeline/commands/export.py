@@ -38,16 +38,16 @@ def export(
     from segtrain.run.devices import require_device
 
     existing_checkpoint(weights)
-    require_writable(out)
-
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [])
         require_device(experiment.train.device)
+        chosen_size = _parse_size(size)
+        require_writable(out)
         from segtrain.exchange.onnx_export import export_onnx
         from segtrain.use.inference import load_trained_model
 
         model = load_trained_model(experiment, weights)
-        image_size = _parse_size(size) or (
+        image_size = chosen_size or (
             _round_up(model.test.short_side),
             _round_up(model.test.max_size),
         )

@@ -31,10 +31,11 @@ def label(
 ) -> None:
     """Give every box of a COCO file a mask and a score; exit code 3 if some have none."""
     from pipeline.config import load_experiment
+    from pipeline.datasets.image_lists import require_some_photos
     from pipeline.errors import ExitCode, UsageError
     from pipeline.masks.masks_document import count_masks, leave_out_poor_mask
     from pipeline.output import require_writable
-    from pipeline.runs.experiment_files import existing_checkpoint, refuse_small_file
+    from pipeline.runs.experiment_files import existing_checkpoint
     from pipeline.runs.manifest import write_atomically
     from segtrain.data.coco_reader import read_usable_boxes
     from segtrain.run.devices import require_device
@@ -46,12 +47,13 @@ def label(
         raise UsageError(f"image folder {images} does not exist")
     if out.resolve() == coco.resolve():
         raise UsageError(f"--out {out} would overwrite the boxes; choose another file")
-    require_writable(out)
     failures: list[dict[str, str]] = []
     with stdout_kept_clean():
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
         require_device(experiment.train.device)
-        refuse_small_file(coco, lambda: read_usable_boxes(coco, images))
+        records = read_usable_boxes(coco, images).records
+        require_some_photos([record for record in records if record.annotations], images)
+        require_writable(out)
         from segtrain.use.labelling import label_dataset
 
         with ProgressReporter("label", "images") as bar:

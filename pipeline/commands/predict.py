@@ -27,7 +27,11 @@ def predict(
 ) -> None:
     """Boxes, classes, scores and masks of images, as a COCO result list."""
     from pipeline.config import load_experiment
-    from pipeline.datasets.image_lists import list_folder_images, read_coco_images
+    from pipeline.datasets.image_lists import (
+        list_folder_images,
+        read_coco_images,
+        require_some_photos,
+    )
     from pipeline.output import require_writable
     from pipeline.runs.experiment_files import existing_checkpoint
     from pipeline.runs.manifest import write_atomically
@@ -44,12 +48,13 @@ def predict(
             ids = list(range(1, len(files) + 1))
         else:
             records = read_coco_images(coco, images)
+            require_some_photos(records, images)
             files = [find_image_file(record.path) for record in records]
             names = [record.file_name for record in records]
             ids = [record.image_id for record in records]
-        require_writable(out)
         experiment = load_experiment(config_name, assignments or [], has_weights=True)
         require_device(experiment.train.device)
+        require_writable(out)
         from segtrain.use.prediction import predict_images
 
         failures: list[dict[str, str]] = []

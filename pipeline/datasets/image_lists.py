@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from depthcache.image_decoding import IMAGE_SUFFIXES, find_image_files
+from depthcache.errors import ImageDecodeError
+from depthcache.image_decoding import IMAGE_SUFFIXES, find_image_files, read_image_facts
 from pipeline.errors import UsageError
 from segtrain.data.coco_document import load_coco_document
 from segtrain.data.coco_findings import require_usable
 from segtrain.data.coco_reader import ImageRecord, read_image_entries
-from segtrain.data.image_files import find_image_file
+from segtrain.data.image_files import find_image_file, is_file
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +22,13 @@ def list_folder_images(folder: Path) -> list[Path]:
     """Image files under a folder, sorted by path. What is left out is logged by its kind.
 
     Args:
-        folder: searched with its subfolders and linked folders; a single file is taken as it is.
+        folder: searched with its subfolders and linked folders; or a single image.
 
     Raises:
-        UsageError: no such folder, or it holds no image.
+        UsageError: no such folder, or it holds no image, or it is a file of another kind.
     """
     if folder.is_file():
+        _require_image(folder)
         return [folder]
     if not folder.is_dir():
         raise UsageError(f"image folder {folder} does not exist")
@@ -45,6 +47,36 @@ def list_folder_images(folder: Path) -> list[Path]:
             found.passed_over[0],
         )
     return found.images
+
+
+def _require_image(file: Path) -> None:
+    """Refuse a file that has neither an image's ending nor an image in it."""
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return  # a damaged one is a failed item
+    try:
+        read_image_facts(file)
+    except ImageDecodeError as error:
+        remedy = "name a folder of images, or one image"
+        if file.suffix.lower() == ".json":
+            remedy = f"the images that a COCO file names are --coco {file} --images DIR"
+        raise UsageError(f"{file} is no image: {error}; {remedy}") from error
+
+
+def require_some_photos(records: Sequence[ImageRecord], folder: Path) -> None:
+    """Refuse a folder that has none of the photos; some that are missing are failed items.
+
+    Args:
+        records: of the photos; without any nothing is refused.
+        folder: that `file_name` is relative to.
+
+    Raises:
+        UsageError: names the first.
+    """
+    if records and not any(is_file(find_image_file(record.path)) for record in records):
+        raise UsageError(
+            f"none of the {len(records)} photos is in {folder}, for example "
+            f"{records[0].file_name}; --images is the folder that file_name is relative to"
+        )
 
 
 def _kind_of(path: Path) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.datasets.image_lists import require_some_photos
 from pipeline.datasets.mask_formats import has_masks, write_masks
-from pipeline.errors import UsageError
 from pipeline.masks.label_journal import LabelJournal
 from pipeline.masks.label_photos import label_photos
 from pipeline.masks.masks_document import MaskCounts, count_masks, write_labels
@@ -152,7 +152,8 @@ class _MasksRun:
             coco = request.coco or self._import_boxes()
             reading = read_usable_boxes(coco, request.images)
             require_usable(find_absence_of_boxes(reading), coco)
-            _require_some_photos(reading, request.images)
+            with_boxes = [record for record in reading.records if record.annotations]
+            require_some_photos(with_boxes, request.images)
             record.counts = _count_findings(reading.findings)
         for kind, count in record.counts.items():
             logger.info("check: %d × %s", count, FINDING_KINDS[kind].meaning)
@@ -408,20 +409,6 @@ class _MasksRun:
 
     def _say(self, doing: str) -> None:
         self.doing = doing
-
-
-def _require_some_photos(reading: CocoReading, folder: Path) -> None:
-    """Refuse a folder that has none of the photos; some that are missing are failed items.
-
-    Raises:
-        UsageError: names the first.
-    """
-    with_boxes = [record for record in reading.records if record.annotations]
-    if not any(is_file(find_image_file(record.path)) for record in with_boxes):
-        raise UsageError(
-            f"none of the {len(with_boxes)} photos is in {folder}, for example "
-            f"{with_boxes[0].file_name}; --images is the folder that file_name is relative to"
-        )
 
 
 def _count_findings(findings: Sequence[Finding]) -> dict[str, int]:

@@ -100,6 +100,8 @@ def test_shell_completion_knows_the_commands() -> None:
 _DATA = "--set data.train_json={d}/ok.json data.train_images={d}/images"
 _BOXES_ONLY = "train configs/baselines/boxinst_r50.py --output {d}/run " + _DATA
 _MASKS = "masks --out {d}/masks.json --output {d}/run --images {d}/images"
+_PREDICT = "predict configs/demo/full.py --weights {d}/weights.pth"
+_LABEL = _PREDICT.replace("predict", "label") + " --images {d}/images --out {d}/masks.json"
 _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
 
 
@@ -156,6 +158,16 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
          " --out {d}/masks.json", "no readable checkpoint"),
         ("label configs/demo/full.py --weights {d}/weights.pth --coco {d}/no-categories.json"
          " --images {d}/images --out {d}/masks.json", "categories"),
+        (_LABEL + " --coco {d}/other-photos.json", "none of the 1 photos"),
+        (_LABEL + " --coco {d}/ok.json --out {d}/file/x/masks.json", "x/masks.json cannot be"),
+        (_PREDICT + " --images {d}/ok.json --out {d}/p", "--coco {d}/ok.json --images DIR"),
+        (_PREDICT + " --images {d}/images --coco {d}/other-photos.json --out {d}/p",
+         "none of the 1 photos"),
+        (_PREDICT + " --images {d}/images --out {d}/file/x/p", "x/p cannot be written"),
+        (_PREDICT.replace("predict", "export") + " --out {d}/file/x/p.onnx",
+         "p.onnx cannot be written"),
+        (_PREDICT.replace("predict", "eval") + " --output {d}/file/x --set data.test_json="
+         "{d}/ok.json data.test_images={d}/images", "file/x cannot be written"),
         ("predict configs/demo/full.py --weights {d}/cut.pth --images {d}/images --out {d}/p",
          "cut off"),
         ("predict configs/demo/full.py --weights {d}/file --images {d}/images --out {d}/p", "file"),
@@ -192,7 +204,8 @@ def test_a_refusal_takes_seconds_and_no_torch(
     words = command.format(d=tmp_path, maps=maps_of_another_photo).split()
     code, seconds, told = refuse(words, tmp_path / "told.txt")
     assert code == ExitCode.USAGE, told
-    assert word in told
+    assert word.format(d=tmp_path) in told
+    assert not (tmp_path / "masks.json").exists()
     assert seconds < _MAX_CPU_SECONDS
 
 
