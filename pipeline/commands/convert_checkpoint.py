@@ -28,8 +28,9 @@ def convert(
     """Convert a published CondInst or BoxInst checkpoint, key for key."""
     if origin != "adelaidet":
         raise UsageError(f"--from knows adelaidet, got {origin!r}")
-    if not source.is_file():
-        raise UsageError(f"checkpoint {source} does not exist")
+    from pipeline.runs.experiment_files import existing_checkpoint
+
+    existing_checkpoint(source, "give the file that AdelaiDet publishes, downloaded whole")
     require_writable(target)
     with stdout_kept_clean():
         from segtrain.exchange.published_checkpoints import convert_adelaidet

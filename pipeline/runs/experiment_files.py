@@ -25,6 +25,7 @@ _MAX_BYTES_READ_TWICE = 2**23
 _BEGINNINGS_OF_CHECKPOINTS = (b"PK", b"\x80")
 # Where a file's header in a zip archive says how long its name and its extra field are.
 _LENGTHS_IN_ZIP_HEADER = 26
+_GIVE_TRAINED_WEIGHTS = "give a file such as RUN/model_final.pth"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,12 @@ def existing_annotations(experiment: Experiment, split: str) -> Path:
     return annotations
 
 
-def existing_checkpoint(path: Path) -> Path:
+def existing_checkpoint(path: Path, remedy: str = _GIVE_TRAINED_WEIGHTS) -> Path:
     """A checkpoint that is there and looks like one; told before torch takes seconds to load.
+
+    Args:
+        path: the file.
+        remedy: what to do when it is none.
 
     Raises:
         UsageError: it is not.
@@ -91,16 +96,16 @@ def existing_checkpoint(path: Path) -> Path:
         raise UsageError(f"checkpoint {path} does not exist")
     with path.open("rb") as file:
         begins = file.read(2)
-        if not begins.startswith(_BEGINNINGS_OF_CHECKPOINTS):
+        if not begins:
+            damage = "it is empty"
+        elif not begins.startswith(_BEGINNINGS_OF_CHECKPOINTS):
             damage = f"it begins with {begins!r}, which torch.save does not write"
         elif begins == b"PK":
             damage = _find_damage(file)
         else:
             damage = ""
     if damage:
-        raise UsageError(
-            f"{path} is no readable checkpoint: {damage}; give a file such as RUN/model_final.pth"
-        )
+        raise UsageError(f"{path} is no readable checkpoint: {damage}; {remedy}")
     return path
 
 

@@ -26,6 +26,7 @@ from pipeline.runs.experiment_files import (
     DEMO_MODEL_NAME,
     dataset_paths,
     existing_annotations,
+    existing_checkpoint,
     existing_dataset_paths,
     refuse_small_file,
     resolve_model,
@@ -173,10 +174,14 @@ def refuse_unmet_needs(experiment: Experiment) -> None:
     Raises:
         TrainingConfigError: settings contradict each other, or name a GPU that is not there.
         CheckpointError: the weights to start from cannot be had.
+        UsageError: they are no weights.
     """
     refuse_contradictions(experiment)
     require_device(experiment.train.device)
-    require_starting_weights(experiment.train.init_checkpoint)
+    start = experiment.train.init_checkpoint
+    require_starting_weights(start)
+    if start and "://" not in start:
+        existing_checkpoint(Path(start), "set train.init_checkpoint to another, or to null")
 
 
 def _read_with_depth(experiment: Experiment, cache: DepthCache | None) -> None:

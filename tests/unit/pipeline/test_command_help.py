@@ -145,6 +145,7 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
          " data.train_json={d}/no-categories.json", "categories"),
         (_BOXES_ONLY + " train.init_checkpoint={d}/none.pth", "none.pth: there is no such file"),
         (_BOXES_ONLY + " train.init_checkpoint=http://127.0.0.1:9/R-50.pkl", "cannot be fetched"),
+        (_BOXES_ONLY + " train.init_checkpoint={d}/ok.json", "or to null"),
         (_BOXES_ONLY + " train.device=cuda", "no CUDA device"),
         (_BOXES_ONLY.replace("train", "run", 1) + " train.device=cuda", "no CUDA device"),
         ("train configs/demo/full.py --output {d}/run " + _DATA + " depth.cache={maps}",
@@ -168,6 +169,8 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
          "p.onnx cannot be written"),
         (_PREDICT.replace("predict", "eval") + " --output {d}/file/x --set data.test_json="
          "{d}/ok.json data.test_images={d}/images", "file/x cannot be written"),
+        ("convert-checkpoint {d}/ok.json {d}/x/out.pth", "begins with b'{{\""),
+        ("convert-checkpoint {d}/empty {d}/x/out.pth", "it is empty; give the file that AdelaiDet"),
         ("predict configs/demo/full.py --weights {d}/cut.pth --images {d}/images --out {d}/p",
          "cut off"),
         ("predict configs/demo/full.py --weights {d}/file --images {d}/images --out {d}/p", "file"),
@@ -280,6 +283,7 @@ def _write_files(folder: Path) -> None:
     ):
         (folder / f"{name}.json").write_text(json.dumps(document | changes))
     (folder / "file").write_text("text")
+    (folder / "empty").touch()
     weights = folder / "weights.pth"
     with zipfile.ZipFile(weights, "w") as archive:  # as torch.save does
         archive.writestr("archive/data.pkl", pickle.dumps({}))
