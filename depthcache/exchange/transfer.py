@@ -39,6 +39,8 @@ from depthcache.storage.http_retries import (
 )
 
 MAX_ATTEMPTS = 8
+# Of a service that has not answered yet: its address may be mistyped.
+_ATTEMPTS_TO_REACH = 3
 _PIECE_BYTES = 8 * 2**20
 _SMALLEST_PIECE_BYTES = 2**16
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
@@ -85,7 +87,8 @@ def push_cache(
 
     Raises:
         CacheNotFoundError: there is no cache in the root, or none of this fingerprint.
-        CacheUnreachableError: the service does not answer, after MAX_ATTEMPTS with growing waits.
+        CacheUnreachableError: the service does not answer, after MAX_ATTEMPTS with growing waits,
+            or three when nobody takes the first connection.
         CacheMismatchError: it holds another content under the same name.
         CacheCorruptError: it found an object or segment not to be what its manifest says.
         DepthCacheError: it refused for another reason: token, size cap, full disk.
@@ -118,7 +121,8 @@ def pull_cache(
 
     Raises:
         CacheNotFoundError: the service has no cache, or none of this fingerprint.
-        CacheUnreachableError: the service does not answer, after MAX_ATTEMPTS with growing waits.
+        CacheUnreachableError: the service does not answer, after MAX_ATTEMPTS with growing waits,
+            or three when nobody takes the first connection.
         CacheMismatchError: the root holds another content under the same name.
         CacheCorruptError: what arrives is not what its manifest says, twice in a row.
         DepthCacheError: it refused for another reason, for example the token.
@@ -366,6 +370,7 @@ class _Connection:
     def __init__(self, url: str, token: str | None) -> None:
         self.url = url.rstrip("/")
         self.piece_bytes = _PIECE_BYTES
+        self._has_answered = False
         headers = {"Accept-Encoding": "identity"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -385,12 +390,14 @@ class _Connection:
 
         def attempt() -> httpx.Response:
             response = self._client.request(method, f"{self.url}/{path}", **arguments)
+            self._has_answered = True
             check_status(response)
             check_digest(response)
             _raise_for_refusal(response)
             return response
 
-        return try_several_times(attempt, self.url, MAX_ATTEMPTS)
+        reaching = None if self._has_answered else _ATTEMPTS_TO_REACH
+        return try_several_times(attempt, self.url, MAX_ATTEMPTS, num_attempts_to_connect=reaching)
 
     def download(self, path: str, file: Path, size: int, tally: _Tally) -> None:
         """Fetch an object into a file, going on from the bytes that it holds."""

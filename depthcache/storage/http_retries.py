@@ -34,13 +34,20 @@ class PassingError(Exception):
         self.is_damage = is_damage
 
 
-def try_several_times(attempt: Callable[[], _Answer], what: str, num_attempts: int) -> _Answer:
+def try_several_times(
+    attempt: Callable[[], _Answer],
+    what: str,
+    num_attempts: int,
+    *,
+    num_attempts_to_connect: int | None = None,
+) -> _Answer:
     """Make a request until it does not fail in a way that may pass, with growing waits.
 
     Args:
         attempt: one request; an error of httpx, or a PassingError, is worth another.
         what: named in the error.
         num_attempts: how often to try, at least once.
+        num_attempts_to_connect: how often while no connection is accepted; by default as often.
 
     Raises:
         CacheUnreachableError: every attempt failed.
@@ -48,17 +55,21 @@ def try_several_times(attempt: Callable[[], _Answer], what: str, num_attempts: i
     """
     import httpx
 
-    for wait_seconds in retry_waits(num_attempts):
+    for number, wait in enumerate(retry_waits(num_attempts), start=1):
+        wait_seconds = wait
         try:
             return attempt()
         except httpx.HTTPError as error:
+            is_connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            if not is_connected and number == num_attempts_to_connect:
+                wait_seconds = None
             failure = PassingError(f"{type(error).__name__}: {error}")
         except PassingError as error:
             failure = error
         if wait_seconds is None:
             kind = CacheCorruptError if failure.is_damage else CacheUnreachableError
             raise kind(
-                f"{what} failed {num_attempts} times in a row ({failure}); the same command goes "
+                f"{what} failed {number} times in a row ({failure}); the same command goes "
                 "on from here once it is back"
             ) from failure
         time.sleep(wait_asked_for(failure.retry_after, wait_seconds))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -223,7 +225,7 @@ def import_depth(
     from depthcache.exchange.interchange import import_maps
 
     chosen = {} if bits is None else {"bits": bits}
-    with stdout_kept_clean():
+    with stdout_kept_clean(), _wrong_values_refused():
         summary = _fields(
             import_maps(
                 source,
@@ -253,7 +255,7 @@ def export(
     """Write a cache's maps in another format."""
     from depthcache.exchange.interchange import export_cache
 
-    with stdout_kept_clean():
+    with stdout_kept_clean(), _wrong_values_refused():
         summary = _fields(export_cache(root, out, format=target_format, fingerprint=fingerprint))
     write_result("cache export", summary, "\n".join(_render_fields(summary)), as_json=as_json)
 
@@ -347,7 +349,7 @@ def serve_root(
     }
     if read_access not in read_policies:
         raise UsageError(f"--read takes anonymous or token, got {read_access!r}")
-    try:
+    with _wrong_values_refused():
         serve(
             root,
             host=host,
@@ -362,6 +364,13 @@ def serve_root(
             max_concurrent_uploads=max_concurrent_uploads,
             work=work,
         )
+
+
+@contextlib.contextmanager
+def _wrong_values_refused() -> Iterator[None]:
+    """Let the command line be told to be wrong where the cache package raises ValueError."""
+    try:
+        yield
     except ValueError as error:
         raise UsageError(str(error)) from error
 

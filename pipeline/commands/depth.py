@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.options import BitsOption, DryRunOption, JsonOption, SetOption
-from pipeline.errors import ExitCode, UsageError
+from pipeline.errors import ExitCode, ServiceUnreachableError, UsageError
 from pipeline.output import (
     format_seconds,
     stdout_kept_clean,
@@ -68,6 +68,7 @@ def compute_depth(
     """Compute the depth of images once and keep it in a cache. The same command again resumes."""
     from pipeline.model_hub import require_model
     from pipeline.runs.experiment_files import resolve_model
+    from pipeline.runs.stages import require_writable_root
 
     with stdout_kept_clean():
         files, settings = _gather(config_name, images, coco, assignments or [])
@@ -86,7 +87,12 @@ def compute_depth(
             "scheduler": scheduler or settings.get("scheduler"),
             "upstreams": tuple(upstream) if upstream else None,
         }
-        require_model(chosen_model, options["revision"])
+        try:
+            require_model(chosen_model, options["revision"])
+        except ServiceUnreachableError:
+            if not dry_run:
+                require_writable_root(root)  # the nearer fault is told first
+            raise
         if dry_run:
             plan = _plan(files, chosen_model, root, options)
         else:

@@ -190,6 +190,9 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
         ("resume docs", "docs"),
         ("report docs", "docs"),
         ("cache ls absent", "absent"),
+        ("cache import {d}/cache --source {d}/images --images {d}/images --format npy"
+         " --convention bogus", "convention='bogus' is not one of"),
+        ("cache export {maps} --out {d}/x --format tiff", "format='tiff' is not one of"),
         ("cache coverage absent --images {d}/images", "absent"),
         ("data check absent.json", "absent"),
         ("data import absent --images {d}/images --out {d}/boxes.json", "absent"),
@@ -324,6 +327,9 @@ def test_a_hub_that_does_not_answer_is_told_with_the_remedy(
     message = capsys.readouterr().err
     assert "Intel/no-such-dpt is not on this machine, and http://127.0.0.1:9" in message
     assert "local folder in HuggingFace format" in message
+    command[4] = str(tmp_path / "a.png" / "cache")
+    assert invoke([*command, "Intel/no-such-dpt"]) == ExitCode.USAGE
+    assert "a.png/cache cannot be written" in capsys.readouterr().err
 
 
 def test_status_says_how_far_training_came(

@@ -81,6 +81,26 @@ def test_what_may_pass_is_tried_again_and_then_named(monkeypatch, num_failures, 
     assert len(calls) == 5
 
 
+@pytest.mark.parametrize(
+    ("failures", "num_calls"),
+    [
+        ([httpx.ConnectError("refused")] * 5, 3),
+        ([httpx.ReadError("cut")] * 5, 5),
+        ([PassingError("it answers 503", retry_after="0")] * 3 + [httpx.ConnectError("r")] * 2, 5),
+    ],
+)
+def test_who_takes_no_connection_is_given_up_sooner(monkeypatch, failures, num_calls):
+    monkeypatch.setattr("depthcache.storage.http_retries.FIRST_WAIT_SECONDS", 0.0)
+    coming = iter(failures)
+
+    def attempt():
+        raise next(coming)
+
+    with pytest.raises(CacheUnreachableError, match=f"failed {num_calls} times in a row"):
+        try_several_times(attempt, "http://x", 5, num_attempts_to_connect=3)
+    assert len(list(coming)) == 5 - num_calls
+
+
 def test_what_is_final_is_not_tried_again():
     calls = []
 
