@@ -43,7 +43,10 @@ def configure_logging(*, verbose: bool = False) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for chatty in ("httpx", "httpcore", "PIL", "matplotlib", "asyncio", "fsspec", "numcodecs"):
+    # torch counts its cache of fake tensors at the exit, where its import was interrupted.
+    for chatty in (
+        "httpx", "httpcore", "PIL", "matplotlib", "asyncio", "fsspec", "numcodecs", "torch",
+    ):  # fmt: skip
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
