@@ -1,45 +1,21 @@
-"""The `pipeline` command: reads the command line, runs one verb, turns errors into exit codes."""
+"""The `pipeline` command: runs one command line, turns errors and Ctrl-C into exit codes.
+
+Nothing that takes time to import stands at the top: Ctrl-C is answered before the verbs are loaded.
+"""
 
 from __future__ import annotations
 
-import logging
-import shlex
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Annotated
 
-import typer
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_EXIT_INTERRUPTED = 130  # `ExitCode.INTERRUPTED`, which is not loaded yet
 
-from pipeline.commands import (
-    cache,
-    configs,
-    convert_checkpoint,
-    data,
-    demo,
-    depth,
-    doctor,
-    evaluate,
-    export,
-    label,
-    masks,
-    predict,
-    report,
-    run,
-    status,
-    train,
-)
-from pipeline.commands.examples import add_examples
-from pipeline.config import split_assignments
-from pipeline.errors import ExitCode, describe_error, exit_code_of
-from pipeline.output import configure_logging, render_document
-from pipeline.process_settings import restart_with_settings
-
-logger = logging.getLogger(__name__)
-
-# Set by SIGTERM: workers get it too, and their death may be noticed as another error first.
+# Set by a signal: workers get it too, and their death may be noticed as another error first.
 _is_interrupted = False
 
 # They write all that they make at their end.
@@ -48,67 +24,42 @@ _VERBS_WITHOUT_STATE = (
     "predict", "report",
 )  # fmt: skip
 
-app = typer.Typer(
-    name="pipeline",
-    help="Instance masks from boxes and pseudo depth: compute depth once, then train on it.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command("demo")(demo.run_demo)
-app.command("doctor")(doctor.run_doctor)
-app.command("configs")(configs.list_configs)
-app.add_typer(data.app, name="data")
-app.command("masks")(masks.make_masks)
-app.command("depth")(depth.compute_depth)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("label")(label.label)
-app.command("run")(run.run)
-app.command("status")(status.show_status)
-app.command("resume")(run.resume)
-app.command("report")(report.write_run_report)
-app.command("convert-checkpoint")(convert_checkpoint.convert)
-app.command("export")(export.export)
-app.add_typer(cache.app, name="cache")
-add_examples(app)
-
-
-def _show_version(is_wanted: bool) -> None:
-    if is_wanted:
-        sys.stdout.write(f"boxdepth {metadata.version('boxdepth')}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def _take_global_options(
-    _version: Annotated[
-        bool,
-        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
-    ] = False,
-    _verbose: Annotated[
-        bool, typer.Option("--verbose", help="Log what libraries do, too; stands anywhere.")
-    ] = False,
-) -> None:
-    pass
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `pipeline` program.
 
     Args:
-        argv: arguments without the program's name; by default those of the process.
+        argv: arguments without the program's name; by default those of the process, whose signals
+            are then answered too: with one sentence and `ExitCode.INTERRUPTED`, at any moment.
 
     Raises:
         SystemExit: always, with an exit code of `ExitCode`.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
-        restart_with_settings(arguments)
-        signal.signal(signal.SIGTERM, _interrupt)
+    if argv is not None:
+        sys.exit(_run(list(argv)))
+    _answer_signals(_end_before_the_work)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)  # a restart holds them back
+    arguments = sys.argv[1:]
+    from pipeline.process_settings import restart_with_settings
+
+    restart_with_settings(arguments)
+    import pipeline.commands.app  # noqa: F401 - takes time, in which there is nothing to clean up
+
+    try:
+        _answer_signals(_interrupt)
+        code = _run(arguments)
+    except KeyboardInterrupt:  # again, while the first was answered
+        code = _EXIT_INTERRUPTED
+    finally:
+        _answer_signals(_end_after_the_work)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    from pipeline.output import configure_logging
+
     configure_logging(verbose="--verbose" in arguments)
-    sys.exit(invoke([argument for argument in arguments if argument != "--verbose"]))
+    return invoke([argument for argument in arguments if argument != "--verbose"])
 
 
 def invoke(arguments: Sequence[str]) -> int:
@@ -120,8 +71,20 @@ def invoke(arguments: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
+    import logging
+
+    import typer
+
+    from pipeline.commands import app as verbs
+    from pipeline.config import split_assignments
+    from pipeline.errors import ExitCode, describe_error, exit_code_of
+    from pipeline.output import render_document
+
+    logger = logging.getLogger(__name__)
     try:
-        returned = app(split_assignments(arguments), standalone_mode=False, prog_name="pipeline")
+        returned = verbs.app(
+            split_assignments(arguments), standalone_mode=False, prog_name="pipeline"
+        )
     except (KeyboardInterrupt, typer.Abort):
         returned = ExitCode.INTERRUPTED
     except BrokenPipeError:
@@ -149,6 +112,8 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
+    import shlex
+
     command = shlex.join(["pipeline", *arguments])
     if any(" ".join(arguments[:length]) in _VERBS_WITHOUT_STATE for length in (1, 2)):
         return f"nothing is kept; the same command starts over: {command}"
@@ -160,11 +125,32 @@ def _is_a_bug(error: Exception) -> bool:
     return isinstance(error, (TypeError, AttributeError, AssertionError, IndexError, NameError))
 
 
+def _answer_signals(answer: Callable[[int, FrameType | None], None]) -> None:
+    for number in _ENDING_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # whoever started this wants it to go on
+            signal.signal(number, answer)
+
+
 def _interrupt(_signal_number: int, _frame: FrameType | None) -> None:
-    """Treat a polite request to end like Ctrl-C, so that the state is recorded as resumable."""
+    """Unwind the verb, so that the state is recorded as resumable; for SIGTERM as for Ctrl-C."""
     global _is_interrupted  # noqa: PLW0603 - a signal handler has no other place to tell it
     _is_interrupted = True
     raise KeyboardInterrupt
+
+
+def _end_before_the_work(_signal_number: int, _frame: FrameType | None) -> None:
+    _end_at_once("interrupted before the work began; nothing was done")
+
+
+def _end_after_the_work(_signal_number: int, _frame: FrameType | None) -> None:
+    _end_at_once("interrupted after the work had ended; what was written is kept")
+
+
+def _end_at_once(sentence: str) -> None:
+    """Leave without unwinding: an exception in an import or at the exit would be a traceback."""
+    with contextlib.suppress(OSError):  # nobody may read
+        os.write(2, f"pipeline: {sentence}\n".encode())
+    os._exit(_EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

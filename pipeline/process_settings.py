@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -41,8 +42,14 @@ def restart_with_settings(arguments: Sequence[str]) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    # The same command again.
-    os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})  # noqa: S606
+    # Until the new process can answer them; the kernel hands what is held back over to it.
+    held = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        # The same command again.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})  # noqa: S606
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 
 
 def missing_settings(

@@ -1,8 +1,14 @@
-"""Ctrl-C at the real command: it says what is kept and how to go on, and ends with 130."""
+"""Ctrl-C at the real command: it says what is kept and how to go on, and ends with 130.
+
+Where a moment within an import is meant, the interpreter lists every import on stderr, into a pipe
+of one page: the command stands still soon after the line that is waited for, until it is read on.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -55,6 +61,64 @@ def test_ctrl_c_names_the_command_that_goes_on(tmp_path: Path, number: signal.Si
     again = last.partition("what is done is kept; to go on: ")[2]
     assert shlex.split(again) == ["pipeline", *command]
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("pipeline.process_settings", "interrupted before the work began; nothing was done"),
+        ("typer._click.core", "interrupted before the work began; nothing was done"),
+        ("torch._utils", "interrupted; what is done is kept; to go on: pipeline masks"),
+        ("torch._subclasses.fake_tensor", "interrupted; what is done is kept; to go on: "),
+    ],
+)
+def test_ctrl_c_during_the_imports_says_so_and_nothing_else(
+    scenes: Path, tmp_path: Path, module: str, sentence: str
+) -> None:
+    command = ["masks", "--coco", str(scenes / "annotations.json"), "--images",
+               str(scenes / "images"), "--out", str(tmp_path / "m.json"), "--output",
+               str(tmp_path / "run")]  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "pipeline", *command],
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
+        assert process.stderr is not None
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            for line in process.stderr:
+                if line.split("|")[-1].strip() == module:
+                    break
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+            assert process.wait(_SECONDS) == ExitCode.INTERRUPTED, rest
+        finally:
+            process.kill()
+    said = [line for line in rest.splitlines() if "import time:" not in line]
+    assert sentence in said[-1]
+    assert [line for line in said[:-1] if "stopped during" not in line] == []  # a verb's own
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_held_back_over_a_restart_is_answered_at_the_first_line(
+    number: signal.Signals,
+) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "pipeline", "doctor"],
+        capture_output=True, text=True, check=False, timeout=_SECONDS,
+        preexec_fn=lambda: _hold_back(number),
+    )  # fmt: skip
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert process.stderr == "pipeline: interrupted before the work began; nothing was done\n"
+    assert process.stdout == ""
+
+
+def _hold_back(number: signal.Signals) -> None:
+    """What a process has that was signalled while it replaced itself."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    os.kill(os.getpid(), number)
 
 
 def test_ctrl_c_while_adapting_says_how_far_it_came_and_how_to_go_on(

@@ -20,7 +20,8 @@ import typer
 from PIL import Image
 
 from depthcache.exchange.interchange import import_maps
-from pipeline.cli import app, invoke
+from pipeline.cli import invoke
+from pipeline.commands.app import app
 from pipeline.commands.examples import EXAMPLES
 from pipeline.config import split_assignments
 from pipeline.errors import ExitCode, describe_error

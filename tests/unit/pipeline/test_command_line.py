@@ -21,6 +21,7 @@ from depthcache.errors import (
 )
 from pipeline import cli
 from pipeline.cli import invoke
+from pipeline.commands import app as verbs
 from pipeline.commands.run import machine_folder
 from pipeline.config import load_experiment
 from pipeline.errors import (
@@ -62,7 +63,7 @@ def every_class_of(base: type[Exception]) -> list[type[Exception]]:
     ],
 )
 def test_ctrl_c_says_what_is_kept(words, said, caplog, monkeypatch):
-    monkeypatch.setattr(cli, "app", lambda *_, **__: ExitCode.INTERRUPTED)
+    monkeypatch.setattr(verbs, "app", lambda *_, **__: ExitCode.INTERRUPTED)
     assert invoke(words) == ExitCode.INTERRUPTED
     assert f"{said}: {shlex.join(['pipeline', *words])}" in caplog.text
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands.app import app
 from pipeline.errors import UsageError
 from pipeline.synth import PRESETS, SHAPES, generate_dataset, read_depth, render_scene
 
