@@ -65,7 +65,7 @@ def resolve_config(name: str | Path) -> Path:
         Absolute path of an existing file.
 
     Raises:
-        UsageError: no such file; the message lists similar bundled configs.
+        UsageError: no such file; the message names bundled configs with nearly that name.
     """
     candidate = Path(name).expanduser()
     if candidate.is_file():
@@ -78,10 +78,14 @@ def resolve_config(name: str | Path) -> Path:
                         return path
     import difflib
 
-    known = bundled_configs()
-    similar = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5) or known[:8]
-    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-    raise UsageError(f"no config file {str(name)!r} here or among the bundled configs{hint}")
+    experiments = [path for path in bundled_configs() if not path.startswith("configs/common/")]
+    stems = {Path(path).stem for path in experiments}
+    near = difflib.get_close_matches(candidate.stem, sorted(stems), n=3, cutoff=0.7)
+    similar = [path for stem in near for path in experiments if Path(path).stem == stem]
+    hint = (
+        f"did you mean {', '.join(similar[:3])}?" if similar else "`pipeline configs` lists those"
+    )
+    raise UsageError(f"no config file {str(name)!r} here or among the bundled configs; {hint}")
 
 
 def describe_configs() -> dict[str, str]:

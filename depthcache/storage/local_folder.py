@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,6 +12,8 @@ from depthcache.errors import CacheNotFoundError
 from depthcache.format.byte_spans import check_length
 from depthcache.storage.durable_files import make_folder_durably, write_durably
 from depthcache.storage.folder_lock import hold_folder
+
+_MAY_NOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class LocalStore:
@@ -41,6 +44,9 @@ class LocalStore:
             make_folder_durably(target.parent)
             write_durably(target, data)
         except OSError as error:
+            if error.errno in _MAY_NOT_WRITE:
+                folder = next(folder for folder in target.parents if folder.is_dir())
+                raise OSError(error.errno, error.strerror, str(folder)) from error
             reason = f"{error.strerror}; once there is room, the same command resumes"
             raise OSError(error.errno, reason, str(target)) from error
 

@@ -76,6 +76,9 @@ def describe_outcome(metrics_by_run: Mapping[str, Mapping[str, Any]]) -> str:
     text = f"{name} reaches {masks:.1f} mask AP"
     if boxes is not None:
         text += f" and {boxes:.1f} box AP"
+    iou = _measured(last, *_GIVEN_BOXES[1:])
+    if iou is not None:  # all that a short run is good at
+        text += f", and {iou:.1f} IoU given the box"
     if "differences" in last:
         return f"{text} on {where}; {_describe_differences(last['differences'])}"
     baseline = _measured(metrics, "segm", "AP")

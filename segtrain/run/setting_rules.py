@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from segtrain.modeling.trainable import TrainableModel
 
 _CONDINST = "segtrain.modeling.build.build_condinst"
+# Words that `model.supervision` takes; `LossSettings`, which needs torch, has the same.
+SUPERVISIONS = ("boxes", "masks", "mixed")
 # What learns from annotated masks only, and its name for messages.
 _OF_MASKS = {
     "segtrain.modeling.mask_rcnn.build_mask_rcnn": "Mask R-CNN",
@@ -56,7 +58,11 @@ def facts_of_model(model: TrainableModel) -> ModelFacts:
 
 
 def facts_of_config(model: Mapping[str, Any]) -> ModelFacts | None:
-    """What a config's call of the model tells; None for a model that is not one of segtrain's."""
+    """What a config's call of the model tells; None for a model that is not one of segtrain's.
+
+    Raises:
+        TrainingConfigError: `model.supervision` is a word that names none.
+    """
     target = model.get("_target_")
     if target in _OF_MASKS:
         return ModelFacts(
@@ -70,6 +76,11 @@ def facts_of_config(model: Mapping[str, Any]) -> ModelFacts | None:
         return None
     supervision, teacher = model.get("supervision", "boxes"), model.get("distillation")
     is_plain = isinstance(supervision, str)
+    if is_plain and supervision not in SUPERVISIONS:
+        raise TrainingConfigError(
+            f"model.supervision={supervision!r}: choose one of {', '.join(SUPERVISIONS)}; "
+            "`pipeline configs` lists configs of other methods"
+        )
     return ModelFacts(
         supervision=supervision if is_plain else _class_name(supervision),
         reads_masks=supervision != "boxes" if is_plain else None,

@@ -27,6 +27,7 @@ from depthcache.segments.verification import verify_cache
 from depthcache.stage_one.precompute import precompute_depth
 from depthcache.stage_one.repair_cache import repair_cache
 from depthcache.stage_one.settings import StageOneSettings
+from depthcache.storage.local_folder import LocalStore
 
 NUM_IMAGES = 7
 
@@ -217,6 +218,15 @@ def test_read_only_root_is_an_error_and_stays_readable(open_folder):
         for folder in folders:
             folder.chmod(0o755)
     assert _objects(root) == before
+
+
+def test_a_folder_that_may_not_be_written_is_named_and_no_room_is_asked_for(open_folder):
+    root = open_folder / "read-only"
+    root.mkdir(mode=0o555)
+    with _as_ordinary_user(), pytest.raises(PermissionError) as refused:
+        LocalStore(root).put("imported-1/fingerprint.json", b"{}")
+    assert refused.value.filename == str(root)
+    assert refused.value.strerror == "Permission denied"
 
 
 def test_full_disk_leaves_no_half_object_and_the_run_resumes(model, images, finished, tmp_path):

@@ -109,7 +109,11 @@ _DEPTH = "depth --images {d}/images --model demo-dpt --cache {d}"
 @pytest.mark.parametrize(
     ("command", "word"),
     [
-        ("train configs/no/such.py", "no/such"),
+        ("train configs/no/such.py", "'configs/no/such.py' here or among the bundled configs; "
+         "`pipeline configs` lists those"),
+        ("train configs/boxinst_r5.py", "did you mean configs/baselines/boxinst_r50.py, "),
+        ("train configs/demo/full.py --output {d}/run " + _DATA + " model.supervision=bogus",
+         "model.supervision='bogus': choose one of boxes, masks, mixed"),
         ("train configs/demo/full.py --set data.train_json=absent.json", "absent.json"),
         ("train configs/coco/full_r50_1x.py --output {d}/run", "data/coco"),
         ("train configs/coco/full_r50_1x.py --set train.max_itre=3", "train.max_iter"),
@@ -252,7 +256,8 @@ def refuse() -> Iterator[Callable[..., tuple[int, float, str]]]:
 
 _FORK_COMMANDS = """
 import json, os, sys
-import omegaconf, PIL.Image, pipeline.config, pipeline.runs.stages, segtrain.run.experiment
+import omegaconf, PIL.Image, pipeline.commands.app
+import pipeline.config, pipeline.runs.stages, segtrain.run.experiment
 from pipeline.cli import invoke
 imported = sum(os.times()[:2])
 for line in sys.stdin:

@@ -163,6 +163,10 @@ def test_an_object_keeps_its_colour_whatever_its_rank_among_the_predictions():
             {"a": {"segm": {"AP": 12.34}, "bbox": {"AP": 20.0}, "num_images": 60}},
             "a reaches 12.3 mask AP and 20.0 box AP on 60 held-out images.",
         ),
+        (
+            {"a": {"segm": {"AP": 0.0}, "bbox": {"AP": 0.0}, "given_boxes": {"IoU": 69.46}}},
+            "a reaches 0.0 mask AP and 0.0 box AP, and 69.5 IoU given the box on the held-out",
+        ),
         ({"a": {"segm": {"AP": None}}}, "a has no mask AP: the test data holds no annotated mask"),
         (
             {"a": {"segm": {"AP": 20.9}}, "b": {"segm": {"AP": 24.1}}},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from segtrain.errors import TrainingConfigError
 from segtrain.losses.mask_supervision import LossSettings, MaskSupervision
 from segtrain.modeling.dynamic_mask_head import MaskSettings
-from segtrain.run.setting_rules import facts_of_config
+from segtrain.run.setting_rules import SUPERVISIONS, facts_of_config
 
 CONDINST = {"_target_": "segtrain.modeling.build.build_condinst"}
 TEACHER = {"_target_": "segtrain.distillation.teacher.DistillationSettings"}
@@ -44,6 +45,12 @@ def test_what_a_config_leaves_out_is_taken_for_the_default() -> None:
     assert facts.supervision == supervision.name
     assert facts.reads_masks is supervision.reads_masks
     assert facts.reads_depth is supervision.needs_depth(predicts_depth=MaskSettings().depth_layer)
+
+
+def test_the_words_for_supervision_are_those_of_the_losses() -> None:
+    assert get_args(get_type_hints(LossSettings)["supervision"]) == SUPERVISIONS
+    with pytest.raises(TrainingConfigError, match="'bogus': choose one of boxes, masks, mixed"):
+        facts_of_config(CONDINST | {"supervision": "bogus"})
 
 
 def test_nothing_is_told_of_a_model_from_elsewhere() -> None:
