@@ -2,7 +2,7 @@
 
 The functions below are the public face: they need torch only, so that any code base can train with
 them. Sizes are in cells of the mask grid; `filled_pixels` and `mask_grid_extents` turn boxes into
-cells, at any stride:
+cells, at any stride::
 
     extents_I4 = mask_grid_extents(filled_pixels(boxes_I4, image_size), stride=4)
     loss = projection_loss(mask_logits_IHW, extents_I4)
