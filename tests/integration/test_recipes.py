@@ -197,8 +197,6 @@ def test_own_boxes(run_recipe: Callable[..., None], folder: Path) -> None:
 
 
 def test_mixed_supervision(run_recipe: Callable[..., None], folder: Path) -> None:
-    assert invoke(shlex.split("cache import depth/ --images photos/ --format npy --convention"
-                              " metric --source scenes/depth")) == 0  # fmt: skip
     run_recipe("mixed-supervision")
     assert Path("runs/mixed/model_final.pth").is_file()
 
@@ -261,8 +259,6 @@ def test_another_encoder(
 
 
 def test_several_processes(run_recipe: Callable[..., None], folder: Path) -> None:
-    assert invoke(shlex.split("cache import depth/ --images photos/ --format npy --convention"
-                              " metric --source scenes/depth")) == 0  # fmt: skip
     run_recipe("several-processes")
     assert Path("runs/mine/model_final.pth").is_file()
 
