@@ -121,6 +121,29 @@ def _hold_back(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
+def test_ctrl_c_after_the_work_does_not_claim_that_anything_is_lost() -> None:
+    wait = "print('leaving', file=sys.stderr, flush=True), time.sleep(60)"
+    program = (
+        f"import atexit, sys, time; atexit.register(lambda: ({wait})); sys.argv[1:] = ['configs']\n"
+        "from pipeline.cli import main; main()"
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
+        assert process.stderr is not None
+        try:
+            assert process.stderr.readline() == "leaving\n"
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+            assert process.wait(_SECONDS) == ExitCode.INTERRUPTED
+        finally:
+            process.kill()
+    assert said == "pipeline: interrupted after the work had ended; what was written is kept\n"
+
+
 def test_ctrl_c_while_adapting_says_how_far_it_came_and_how_to_go_on(
     scenes: Path, tmp_path: Path
 ) -> None:
