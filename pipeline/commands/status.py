@@ -46,7 +46,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     record until it finds work, and its progress until it ends.
     """
     from pipeline.progress import read_progress
-    from pipeline.runs.manifest import is_in_use, load_manifest
+    from pipeline.runs.manifest import is_in_use, load_manifest, name_holder
 
     manifest = load_manifest(folder)
     is_running = is_in_use(folder)
@@ -66,6 +66,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
             "num_failures": len(record.failures),
             "failures": record.failures,
             "error": record.error,
+            "exit_code": record.exit_code,
             "started": record.started,
             "finished": record.finished,
         }
@@ -79,6 +80,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     return {
         "run": str(folder),
         "running": is_running,
+        "holder": name_holder(folder) if is_running else None,
         "done": is_done,
         "updated": manifest.updated,
         "next": next_step,
@@ -148,9 +150,14 @@ def _run_text(run: dict[str, Any]) -> str:
 
 
 def _next_text(run: dict[str, Any]) -> str:
-    """What to do next, where a run is done too."""
+    """What to do next, where a run is done, runs, or was refused too."""
+    from pipeline.errors import ExitCode
+
+    if run["running"]:
+        return f"wait; {run['holder']} is at work in {run['run']}"
     if run["next"] != "done":
-        return str(run["next"])
+        refused = [name for name, s in run["stages"].items() if s["exit_code"] == ExitCode.USAGE]
+        return _text_of_refusal(run, refused[0]) if refused else str(run["next"])
     report = run["stages"].get("report", {}).get("outputs", {}).get("report")
     weights = run["stages"].get("train", {}).get("outputs", {}).get("weights")
     if report is not None:
@@ -161,6 +168,14 @@ def _next_text(run: dict[str, Any]) -> str:
     if len(run["stages"]) == 1 and depth is not None and depth["num_failures"]:
         return f"done; `pipeline report {run['run']}` lists the images that failed"
     return "done"
+
+
+def _text_of_refusal(run: dict[str, Any], stage: str) -> str:
+    """What to do about a stage that ended with exit code 2: the same again ends so again."""
+    return (
+        f"correct what {stage} was refused for: repeat the command above with another setting, or "
+        f"put the file that it names right and `{run['next']}`"
+    )
 
 
 def _training_text(training: dict[str, Any]) -> str:

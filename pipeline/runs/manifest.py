@@ -21,7 +21,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from depthcache.storage.durable_files import write_durably
 from pipeline.config import describe_changes
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, exit_code_of
 from pipeline.output import to_jsonable
 
 SCHEMA_VERSION = 1
@@ -70,6 +70,7 @@ class StageRecord:
         counts: how many items of which kind.
         failures: items that failed, with a reason each (at most 1000 are kept).
         error: message that ended it, when failed.
+        exit_code: of the command that it ended, when failed.
         started: UTC time, ISO 8601.
         finished: UTC time, ISO 8601.
         process_id: the process that ran it last.
@@ -81,6 +82,7 @@ class StageRecord:
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     failures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     error: str | None = None
+    exit_code: int | None = None
     started: str | None = None
     finished: str | None = None
     process_id: int | None = None
@@ -152,7 +154,8 @@ class Manifest:
         plain_inputs = to_jsonable(dict(inputs))
         assert isinstance(plain_inputs, dict)
         record = self.stages.setdefault(stage, StageRecord())
-        record.state, record.inputs, record.error = "running", plain_inputs, None
+        record.state, record.inputs = "running", plain_inputs
+        record.error, record.exit_code = None, None
         record.started, record.finished, record.process_id = utc_now(), None, os.getpid()
         self.progress_file.unlink(missing_ok=True)
         self.save()
@@ -163,6 +166,7 @@ class Manifest:
             raise
         except BaseException as error:
             record.state, record.error = "failed", str(error) or type(error).__name__
+            record.exit_code = int(exit_code_of(error))
             raise
         else:
             record.state = "done"
@@ -283,14 +287,13 @@ def open_manifest(
         home: folder around it that is moved as a whole; by default its own.
 
     Returns:
-        The manifest. Its `changes` name what differs from the run's last start. That of a new run
-        is saved; another one when a stage starts, so that a command that is refused, or has nothing
-        to do, leaves the record as it is.
+        The manifest. Its `changes` name what differs from the run's last start. It is saved when a
+        stage starts, so that a command that is refused, or has nothing to do, leaves the record as
+        it is, and none where there was none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain_config = cast("ConfigRecord", to_jsonable(dict(config)))
-    is_new = not (folder / FILE_NAME).is_file()
-    if is_new:
+    if not (folder / FILE_NAME).is_file():
         manifest = Manifest(folder=folder, home=home or folder, created=utc_now())
     else:
         manifest = load_manifest(folder, home)
@@ -302,8 +305,6 @@ def open_manifest(
     manifest.environment = describe_environment()
     for stage in stages:
         manifest.stages.setdefault(stage, StageRecord())
-    if is_new:
-        manifest.save()
     return manifest
 
 
@@ -320,9 +321,8 @@ def locked_run(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            process_id = holder.read_text() if holder.is_file() else "?"
             raise UsageError(
-                f"{folder} is in use by process {process_id}; wait for it, "
+                f"{folder} is in use by {name_holder(folder)}; wait for it, "
                 "or choose another --output"
             ) from error
         holder.write_text(str(os.getpid()))
@@ -330,6 +330,12 @@ def locked_run(folder: Path) -> Iterator[None]:
             yield
         finally:
             holder.unlink(missing_ok=True)
+
+
+def name_holder(folder: Path) -> str:
+    """`process 123`, which holds the run folder; `?` while it does not say."""
+    holder = folder / _HOLDER_NAME
+    return f"process {holder.read_text() if holder.is_file() else '?'}"
 
 
 def is_in_use(folder: Path) -> bool:

@@ -39,6 +39,7 @@ from segtrain.run.resume_rules import (
     describe_refusal,
     describe_trajectory,
     find_changes,
+    has_iterations,
 )
 from segtrain.run.setting_rules import refuse_contradictions
 from segtrain.run.starting_weights import require_starting_weights
@@ -144,12 +145,12 @@ def run_train_stage(manifest: Manifest, experiment: Experiment) -> Path:
         tell_other_model(cache, experiment.depth.model)
     refuse_other_experiment(manifest, inputs)
     refuse_small_file(paths.annotations, lambda: _read_with_depth(experiment, cache))
-    from segtrain.run.trainer import train_model
-
     with (
         manifest.running("train", inputs) as record,
         ProgressReporter("train", "iterations") as bar,
     ):
+        from segtrain.run.trainer import train_model  # seconds, in which status tells of the run
+
         summary = train_model(
             experiment,
             manifest.folder,
@@ -366,11 +367,15 @@ def train_inputs(experiment: Experiment) -> dict[str, Any]:
 def refuse_other_experiment(manifest: Manifest, inputs: Mapping[str, Any]) -> None:
     """Stop when a begun training would go on under other settings.
 
+    One that failed before its first iteration has nothing to go on with, and takes new ones.
+
     Raises:
         UsageError: names each field with its value before and now.
     """
     record = manifest.stages.get("train")
     if record is None or not record.inputs:
+        return
+    if record.state != "done" and not has_iterations(manifest.folder):
         return
     if changes := find_changes(record.inputs, inputs):
         raise UsageError(

@@ -69,6 +69,16 @@ def describe_trajectory(experiment: Experiment, depth_fingerprint: str | None) -
     }
 
 
+def has_iterations(run_dir: Path) -> bool:
+    """Whether a run made iterations that are kept or told; one that made none may start anew."""
+    metrics, weights = run_dir / "metrics.jsonl", run_dir / "model_final.pth"
+    return (
+        weights.is_file()
+        or (metrics.is_file() and metrics.stat().st_size > 0)
+        or any((run_dir / "checkpoints").glob("iteration_*.pth"))
+    )
+
+
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Settings in which two trajectories differ, so that one cannot go on as the other.
 

@@ -132,7 +132,7 @@ def test_what_has_no_record_of_a_call_is_refused_with_the_command_that_is_meant(
 
     root, run = tmp_path / "cache", tmp_path / "run"
     assert invoke(words) == ExitCode.FAILED_ITEMS
-    open_manifest(run, command=["train"], config={}, stages=["train"])
+    open_manifest(run, command=["train"], config={}, stages=["train"]).save()
     capsys.readouterr()
     said = refusal(root, run)
     assert f"pipeline report {root} and pipeline report {run}" in said

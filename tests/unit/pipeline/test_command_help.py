@@ -345,6 +345,7 @@ def test_status_says_how_far_training_came(
     manifest = open_manifest(
         tmp_path, command=[], config={"path": "x.py", "resolved": resolved}, stages=["train"]
     )
+    manifest.save()
     rows = [{"iteration": i, "total_loss": 9.0 - i, "seconds": 2.0} for i in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert invoke(["status", str(tmp_path)]) == ExitCode.DONE

@@ -79,7 +79,7 @@ def test_a_stage_that_is_seen_to_again_keeps_its_record_while_it_finds_the_same(
 
 
 def test_second_start_names_what_changed(tmp_path):
-    _open(tmp_path, {"train": {"seed": 1}})
+    _open(tmp_path, {"train": {"seed": 1}}).save()
     assert _open(tmp_path, {"train": {"seed": 2}}).changes == {"train.seed": "1 → 2"}
 
 
@@ -91,7 +91,7 @@ def test_no_partial_file_stays(tmp_path):
 def test_newer_schema_and_damage_are_refused(tmp_path):
     with pytest.raises(UsageError, match="not a run"):
         load_manifest(tmp_path)
-    _open(tmp_path)
+    _open(tmp_path).save()
     path = tmp_path / "manifest.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "schema_version": 99}))

@@ -43,7 +43,7 @@ def test_a_report_on_runs_of_a_demo_links_to_its_review_page(tmp_path: Path) -> 
     with manifest.running("labeller", {}) as record:
         record.outputs = {"review": str(page)}
     config = {"path": "configs/coco/full_r50_1x.py", "assignments": []}
-    open_manifest(run, command=[], config=config, stages=["eval"], home=demo)
+    open_manifest(run, command=[], config=config, stages=["eval"], home=demo).save()
     metrics = {"bbox": {"AP": 1.0}, "segm": {"AP": None}}
     (run / "eval" / "metrics.json").write_text(json.dumps(metrics))
 
@@ -85,7 +85,7 @@ def test_a_demo_s_folder_is_refused_with_its_report_and_the_runs_in_it(
     config = {"path": "configs/coco/full_r50_1x.py", "assignments": []}
     demo = tmp_path / "the demo"
     for name in ("boxinst", "control"):
-        open_manifest(demo / name, command=[], config=config, stages=["eval"], home=demo)
+        open_manifest(demo / name, command=[], config=config, stages=["eval"], home=demo).save()
         (demo / name / "eval").mkdir()
         metrics = {"bbox": {"AP": 1.0}, "segm": {"AP": None}}
         (demo / name / "eval" / "metrics.json").write_text(json.dumps(metrics))
@@ -97,7 +97,7 @@ def test_a_demo_s_folder_is_refused_with_its_report_and_the_runs_in_it(
     said = refusal()  # as of any folder of runs
     assert "holds 2 evaluated ones" in said
     assert "report.html" not in said
-    open_manifest(demo, command=["demo"], config={}, stages=["report"])
+    open_manifest(demo, command=["demo"], config={}, stages=["report"]).save()
     (demo / "report.html").write_text("")
     said = refusal()
     assert f"The report on all of them is {demo / 'report.html'}." in said
