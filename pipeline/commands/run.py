@@ -37,11 +37,13 @@ def run(
                 f"train.num_machines={config.train.num_machines}, but `pipeline run` works on one "
                 "machine; run `pipeline depth` once, then `pipeline train` on each machine"
             )
+        from pipeline.runs.experiment_files import SPLITS, refuse_absent_files
         from segtrain.run.experiment import read_experiment
 
         experiment = read_experiment(config)
         folder = output or default_run_folder(config_name, experiment)
         if dry_run:
+            refuse_absent_files(chosen, SPLITS)
             plan = plan_of(experiment, folder, list(STAGES))
         else:
             from pipeline.runs.run_config import run_config

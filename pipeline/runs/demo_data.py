@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,23 +20,46 @@ NUM_DEMO_IMAGES = {"train": 240, "test": 60}
 _HELD_OUT_SEED_OFFSET = 1_000_000
 
 
-def make_absent_demo_data(config_name: str, experiment: Experiment, folder: Path) -> Experiment:
-    """For configs/demo: make scenes under the run folder where the config's files do not exist.
+def find_absent_demo_splits(
+    config_name: str, assignments: Sequence[str], experiment: Experiment
+) -> list[str]:
+    """Splits whose scenes are to be made: of configs/demo, whose own files do not exist.
+
+    Files that the user named are never replaced by scenes: where they are absent, that is told.
 
     Args:
         config_name: as given on the command line.
-        experiment: what it says.
+        assignments: `--set` texts.
+        experiment: what they say.
+    """
+    if not is_demo_config(resolve_config(config_name)):
+        return []
+    keys = {assignment.partition("=")[0] for assignment in assignments}
+    return [
+        split
+        for split in SPLITS
+        if keys.isdisjoint({f"data.{split}_json", f"data.{split}_images"})
+        and not dataset_paths(experiment, split).annotations.is_file()
+    ]
+
+
+def make_absent_demo_data(
+    config_name: str, assignments: Sequence[str], experiment: Experiment, folder: Path
+) -> Experiment:
+    """Make the scenes of `find_absent_demo_splits` under the run folder.
+
+    Args:
+        config_name: as given on the command line.
+        assignments: `--set` texts.
+        experiment: what they say.
         folder: run folder.
 
     Returns:
         The experiment with what was made.
     """
-    if not is_demo_config(resolve_config(config_name)):
-        return experiment
-    for split in SPLITS:
-        if not dataset_paths(experiment, split).annotations.is_file():
-            made = make_demo_split(folder / "data" / split, split, seed=experiment.train.seed)
-            experiment = experiment.with_dataset(split, made.annotations, made.images)
+    for split in find_absent_demo_splits(config_name, assignments, experiment):
+        made = make_demo_split(folder / "data" / split, split, seed=experiment.train.seed)
+        experiment = experiment.with_dataset(split, made.annotations, made.images)
     return experiment
 
 

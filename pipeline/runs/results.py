@@ -129,8 +129,9 @@ def _load_result(folder: Path, name: str) -> tuple[RunResult, Manifest]:
     if not file.is_file() or "path" not in manifest.config:
         raise UsageError(f"{folder} is not evaluated yet; `pipeline resume {folder}` goes on")
     path = manifest.config["path"]
-    experiment = load_experiment(path, manifest.config["assignments"])
-    experiment = make_absent_demo_data(path, experiment, folder)
+    assignments = manifest.config["assignments"]
+    experiment = load_experiment(path, assignments)
+    experiment = make_absent_demo_data(path, assignments, experiment, folder)
     depth = manifest.stages.get("depth")
     if depth is not None and "cache" in depth.outputs:
         experiment = experiment.with_depth_cache(depth.outputs["cache"])

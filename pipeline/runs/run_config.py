@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report.run_result import RunResult
 from pipeline.resources import resolve_config
-from pipeline.runs.demo_data import make_absent_demo_data
+from pipeline.runs.demo_data import find_absent_demo_splits, make_absent_demo_data
 from pipeline.runs.experiment_files import SPLITS, is_demo_config
 from pipeline.runs.manifest import Manifest, locked_run, open_manifest
 from pipeline.runs.results import run_report_stage
 from pipeline.runs.stages import (
-    refuse_unmet_needs,
     run_depth_stage,
     run_eval_stage,
     run_train_stage,
 )
+from pipeline.runs.start_checks import refuse_unusable_files
 from segtrain.run.setting_rules import refuse_contradictions
 
 if TYPE_CHECKING:
@@ -42,15 +42,19 @@ def run_config(
         COCO metrics and the run's manifest.
 
     Raises:
-        TrainingConfigError, CheckpointError: the training could not start; told before depth is
-            computed.
+        UsageError, DatasetError, TrainingConfigError, CheckpointError: the training could not
+            start, or a stage not read its files; told before anything is computed.
     """
     refuse_contradictions(experiment)
     with locked_run(folder):
         command = ["run", config_name, "--output", str(folder)]
         for assignment in assignments:
             command += ["--set", assignment]
-        experiment = make_absent_demo_data(config_name, experiment, folder)
+        absent = find_absent_demo_splits(config_name, assignments, experiment)
+        refuse_unusable_files(folder, experiment, [s for s in SPLITS if s not in absent])
+        if absent:
+            experiment = make_absent_demo_data(config_name, assignments, experiment, folder)
+            refuse_unusable_files(folder, experiment, SPLITS)
         manifest = open_manifest(
             folder,
             command=command,
@@ -63,8 +67,6 @@ def run_config(
         )
         for key, change in manifest.changes.items():
             logger.info("config changed since the last start: %s: %s", key, change)
-        if manifest.stages["train"].state != "done":
-            refuse_unmet_needs(experiment)
         if experiment.depth.enabled:
             root = choose_cache_root(config_name, assignments, experiment, folder)
             cache = run_depth_stage(manifest, experiment, root, SPLITS)

@@ -16,6 +16,7 @@ from pycocotools import mask as mask_api
 
 from depthcache.storage.durable_files import write_durably
 from segtrain.data.box_coordinates import is_number
+from segtrain.data.category_matching import match_categories
 from segtrain.data.coco_findings import require_usable
 from segtrain.data.coco_reader import CocoReading, id_text, read_coco_file
 from segtrain.data.mapper import read_image
@@ -24,7 +25,7 @@ from segtrain.errors import DatasetError
 from segtrain.run.dataset_records import read_test_data
 from segtrain.run.experiment import read_experiment
 from segtrain.use.cityscapes_evaluation import measure_cityscapes_precision
-from segtrain.use.inference import instances_to_results, load_trained_model, numbered_categories
+from segtrain.use.inference import instances_to_results, load_trained_model
 
 logger = logging.getLogger(__name__)
 
@@ -93,36 +94,6 @@ def evaluate_model(
             )
     write_durably(out_dir / "metrics.json", json.dumps(metrics, indent=2).encode())
     return metrics
-
-
-def match_categories(
-    known: list[dict[str, Any]], wanted: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The test file's category of each class that the weights know.
-
-    Args:
-        known: `{"id", "name"}` by class index, as the weights name them.
-        wanted: the test file's categories, in the order of their ids.
-
-    Returns:
-        `wanted` in the order of `known` when both name the same classes, whatever ids each file
-        uses. As it is, class by class, which the log tells, when the weights name none.
-
-    Raises:
-        DatasetError: the weights name other classes.
-    """
-    by_name = {item["name"]: item for item in wanted}
-    names = [item["name"] for item in known]
-    if len(by_name) == len(wanted) and set(names) == set(by_name):
-        return [by_name[name] for name in names]
-    if names == [item["name"] for item in wanted]:  # two classes share a name
-        return wanted
-    texts = ", ".join(map(str, names[:10])), ", ".join(str(item["name"]) for item in wanted[:10])
-    message = "the weights know the classes {}, the test file names {}".format(*texts)
-    if names != [item["name"] for item in numbered_categories(len(wanted))]:
-        raise DatasetError(f"{message}; rename the file's categories, or name other weights")
-    logger.warning("%s; they are taken in this order", message)
-    return wanted
 
 
 def measure_average_precision(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from segtrain.cpu_kernels.acceleration import accelerate
+from segtrain.data.category_matching import numbered_categories
 from segtrain.data.mapper import make_test_input
 from segtrain.data.segmentations import encode_mask
 from segtrain.data.settings import InferenceSizeSettings
@@ -135,11 +136,6 @@ def default_categories(num_classes: int) -> list[dict[str, Any]]:
             {"id": item["id"], "name": item["name"]} for item in COCO_CATEGORIES if item["isthing"]
         ]
     return numbered_categories(num_classes)
-
-
-def numbered_categories(num_classes: int) -> list[dict[str, Any]]:
-    """Classes that nobody has named."""
-    return [{"id": i + 1, "name": f"class {i + 1}"} for i in range(num_classes)]
 
 
 def list_segmentations(instances: Any) -> list[dict[str, Any]]:

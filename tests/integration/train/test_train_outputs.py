@@ -22,13 +22,13 @@ from pipeline.report.panels import NUM_PANELS
 from pipeline.report.run_result import RunResult
 from pipeline.report.tables import ap_header, ap_rows
 from pipeline.runs.method_spread import MAX_IMAGES, compare_results
+from segtrain.data.category_matching import match_categories
 from segtrain.errors import CheckpointError, DatasetError
 from segtrain.run.experiment import read_experiment
 from segtrain.run.trainer import train_model
 from segtrain.use import given_boxes
 from segtrain.use.evaluation import (
     evaluate_model,
-    match_categories,
     measure_average_precision,
 )
 from segtrain.use.inference import load_trained_model

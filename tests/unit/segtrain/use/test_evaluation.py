@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from segtrain.data.category_matching import match_categories
 from segtrain.data.segmentations import encode_mask
 from segtrain.errors import DatasetError
-from segtrain.use.evaluation import match_categories, measure_average_precision
+from segtrain.use.evaluation import measure_average_precision
 
 BOXES = [[10, 10, 40, 30], [60, 40, 30, 40], [20, 20, 50, 50], [5, 5, 30, 20]]
 
