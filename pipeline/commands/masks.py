@@ -89,6 +89,9 @@ def make_masks(
         seed=seed, redo=redo, salient=salient, salient_images=salient_images,
         disjoint=disjoint, processes=processes,
     )  # fmt: skip
+    from pipeline.masks.photo_depth import require_cache
+
+    require_cache(request)
     if dry_run:
         _write_plan(request, as_json=as_json)
         return

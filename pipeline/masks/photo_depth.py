@@ -76,6 +76,16 @@ class PhotoDepth:
         return f"{self.fingerprint} {_MEANING[self.mode]}, {covered}"
 
 
+def require_cache(request: MasksRequest) -> None:
+    """Refuse a cache that is not there, unless a model fills it or its depth is not wanted.
+
+    Raises:
+        CacheNotFoundError, CacheMismatchError: no cache there, or several.
+    """
+    if request.depth_mode != "off" and not request.depth_model:
+        DepthCache.open(str(request.cache))
+
+
 def open_photo_depth(
     mode: str, url: str, photos: Sequence[Path], *, fingerprint: str | None = None
 ) -> PhotoDepth:

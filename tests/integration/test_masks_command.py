@@ -396,6 +396,14 @@ def test_a_mistyped_path_leaves_no_run_that_status_would_show(
     assert json.loads(capsys.readouterr().out)["runs"] == []
 
 
+def test_a_cache_that_is_not_there_leaves_no_run_either(run: Run, work: Path) -> None:
+    for options in ((), ("--dry-run",)):
+        code, result = run("--cache", str(work / "absent"), *options)
+        assert code == ExitCode.USAGE
+        assert f"no depth cache in {work / 'absent'}" in result["error"]["message"]
+    assert not (work / "run").exists()
+
+
 def test_a_folder_without_any_of_the_photos_is_refused_before_the_adaptation(
     run: Run, work: Path
 ) -> None:
