@@ -4,9 +4,9 @@ glibc gives every large tensor its own mmap and returns it to the kernel when it
 training step pays page faults for memory it had a moment ago. Keeping that memory halves the time
 of a CPU training step. OpenMP's threads wait for each other by spinning, long enough that on a
 machine with other work they take the core from the very thread that is waited for; here they soon
-sleep (docs/performance.md has both measured). Both are read once, at process start, so the command
-starts itself again with them. `PIPELINE_NO_REEXEC=1` opts out; a setting that is already in the
-environment, or a preloaded allocator, is left alone.
+sleep (docs/notes/training-speed.md has both measured). Both are read once, at process start, so
+the command starts itself again with them. `PIPELINE_NO_REEXEC=1` opts out; a setting that is
+already in the environment, or a preloaded allocator, is left alone.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Winograd's F(4×4, 3×3): overlapping 6×6 tiles of the input and the kernels ar
 matrix products replace the convolution, and 4×4 tiles of the output are transformed back. Source:
 Lavin and Gray, arXiv 1509.09308. In float32 rounding grows from 1e-6 to 3e-6 of the output's
 deviation. In bfloat16 it would grow from 0.17 % to 2 %, so there only gradients go this way, which
-carry more rounding from elsewhere (docs/performance.md). cuDNN does the same on GPUs, where this
-file therefore leaves the work to it.
+carry more rounding from elsewhere (docs/notes/training-speed.md). cuDNN does the same on GPUs,
+where this file therefore leaves the work to it.
 
 Shape legend: N images, C input and O output channels, H×W cells, T tiles, 36 = 6·6 frequencies.
 Maps are in channels-last memory, so that every copy and product runs along channels.
@@ -46,7 +46,7 @@ class _Transform:
 
 
 class _Transforms:
-    """The transforms of one type of maps, and what is worth them (docs/performance.md).
+    """The transforms of one type of maps, and what is worth them (docs/notes/training-speed.md).
 
     Args:
         dtype: of the maps.
