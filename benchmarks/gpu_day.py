@@ -1,12 +1,13 @@
-"""Everything that wants a GPU, in one run in which nothing begins after 400 seconds.
+"""Everything that wants a GPU, in one run of at most 8 minutes.
 
     python benchmarks/gpu_day.py --out results        # on a GPU
     python benchmarks/gpu_day.py --out results --tiny # on a CPU, to try the script: minutes
 
 Nothing is downloaded: models have the true architectures and random weights, photos are generated.
-`results/gpu_day.json` holds all rows, `results/gpu_day.md` the tables for docs/notes/gpu.md. A
-part that fails, and a part or a step for which no time is left, is a row that says so, and the exit
-code is 1. docs/notes/gpu.md says what a bare machine needs.
+`results/gpu_day.json` holds all rows, `results/gpu_day.md` the tables for docs/notes/gpu.md; both
+are written after every part. Nothing begins after 400 seconds, and what runs after 465 is cut. A
+part that fails or is cut, and a part or a step for which no time is left, is a row that says so,
+and the exit code is 1. docs/notes/gpu.md says what a bare machine needs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import json
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -22,8 +24,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,35 +75,72 @@ TINY = Sizes(
 )  # fmt: skip
 
 
+class CutError(BaseException):
+    """A part ran too long; no part takes it for one of its own errors."""
+
+
 class Day:
     """The parts of the run and what they measured.
+
+    Args:
+        device: to measure.
+        sizes: of everything.
+        work: folder for what is generated.
+        limit: seconds from now after which nothing begins.
+        cut: seconds from now after which what runs is cut.
 
     Attributes:
         rows: {"part", "what", …figures…}, as they come.
     """
 
-    def __init__(self, device: torch.device, sizes: Sizes, work: Path, limit: float) -> None:
+    def __init__(
+        self, device: torch.device, sizes: Sizes, work: Path, *, limit: float, cut: float
+    ) -> None:
         self.device, self.sizes, self.work = device, sizes, work
         self.rows: list[dict[str, Any]] = []
         self.problems: list[str] = []
-        self._end = time.monotonic() + limit
+        self._end, self._cut = time.monotonic() + limit, time.monotonic() + cut
         self.precisions = ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16")
 
-    def run(self, parts: dict[str, Callable[[Day], None]]) -> None:
-        """Run parts in order until the time is up; one that fails does not end the others."""
+    def run(self, parts: dict[str, Callable[[Day], None]], keep: Callable[[], None]) -> None:
+        """Run parts in order until the time is up; one that fails does not end the others.
+
+        Args:
+            parts: by name.
+            keep: called after each.
+        """
         for name, part in parts.items():
             started = time.monotonic()
             if self.seconds_left() < 0:
                 self.fail(name, "not run: the time is up")
+                keep()
                 continue
             try:
-                part(self)
+                with self._cut_when_due():
+                    part(self)
+            except CutError:
+                traceback.print_exc()
+                self.fail(name, "cut: the time is up")
             except Exception as error:
                 traceback.print_exc()
                 self.fail(name, f"{type(error).__name__}: {str(error)[:200]}")
+            keep()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+
+    @contextmanager
+    def _cut_when_due(self) -> Iterator[None]:
+        def cut(*_: Any) -> None:
+            raise CutError
+
+        before = signal.signal(signal.SIGALRM, cut)
+        signal.setitimer(signal.ITIMER_REAL, max(self._cut - time.monotonic(), 1e-3))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
     def seconds_left(self) -> float:
         """Until nothing may begin any more."""
@@ -590,6 +629,21 @@ def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def write_results(day: Day, folder: Path, seconds: float) -> None:
+    """Both files, of what there is."""
+    is_gpu = day.device.type == "cuda"
+    document = {
+        "device": torch.cuda.get_device_name() if is_gpu else platform.processor(),
+        "torch": torch.__version__,
+        "seconds": seconds,
+        "sizes": asdict(day.sizes),
+        "problems": day.problems,
+        "rows": day.rows,
+    }
+    (folder / "gpu_day.json").write_text(json.dumps(document, indent=1))
+    (folder / "gpu_day.md").write_text(render(document))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the parts and write the results.
 
@@ -599,7 +653,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("output/gpu-day"))
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, on a CPU")
-    parser.add_argument("--limit-seconds", type=float, default=400, help="no part begins later")
+    parser.add_argument("--limit-seconds", type=float, default=400, help="nothing begins later")
+    parser.add_argument("--cut-seconds", type=float, default=465, help="what runs then is cut")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     arguments = parser.parse_args(argv)
     if not arguments.tiny and not torch.cuda.is_available():
@@ -607,21 +662,16 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cpu" if arguments.tiny else "cuda")
     sizes = TINY if arguments.tiny else Sizes()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as work:
-        day = Day(device, sizes, Path(work), arguments.limit_seconds)
-        day.run({name: PARTS[name] for name in arguments.parts})
-    document = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
-        "torch": torch.__version__,
-        "seconds": time.monotonic() - started,
-        "sizes": asdict(sizes),
-        "problems": day.problems,
-        "rows": day.rows,
-    }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "gpu_day.json").write_text(json.dumps(document, indent=1))
-    (arguments.out / "gpu_day.md").write_text(render(document))
-    print(render(document))
+    with tempfile.TemporaryDirectory() as work:
+        day = Day(
+            device, sizes, Path(work), limit=arguments.limit_seconds, cut=arguments.cut_seconds
+        )
+        day.run(
+            {name: PARTS[name] for name in arguments.parts},
+            keep=lambda: write_results(day, arguments.out, time.monotonic() - started),
+        )
+    print((arguments.out / "gpu_day.md").read_text())
     return 1 if day.problems else 0
 
 
