@@ -119,7 +119,7 @@ def _flip_bit(body: bytes, chooser: random.Random) -> bytes:
     return bytes(damaged)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))  # the damaged third begins at each of its places
 def test_bits_that_flip_on_the_way_never_become_depth(
     start_proxy: Callable[..., Proxy], maps: dict[str, np.ndarray], seed: int
 ) -> None:
