@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+
+from depthcache.stage_one import precompute
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,21 @@ def model(tmp_path_factory):
     DPTForDepthEstimation(config).save_pretrained(folder)
     DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+@contextlib.contextmanager
+def depth_stopped_after_a_batch():
+    """Stage one as Ctrl-C after its first batch leaves it."""
+    whole = precompute.precompute_depth
+
+    def stop_at_first(*arguments, progress, **given):
+        def tell_and_stop(*counts):
+            progress(*counts)
+            if counts[0]:
+                raise KeyboardInterrupt
+
+        return whole(*arguments, progress=tell_and_stop, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precompute, "precompute_depth", stop_at_first)
+        yield

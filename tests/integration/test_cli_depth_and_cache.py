@@ -16,6 +16,7 @@ from depthcache.stage_one.image_contents import read_contents
 from pipeline.cli import invoke
 from pipeline.commands.status import describe_run
 from pipeline.runs.manifest import locked_run
+from tests.integration.conftest import depth_stopped_after_a_batch
 
 
 @pytest.fixture(scope="module")
@@ -126,22 +127,12 @@ def test_dry_run_writes_nothing(capsys, model, images, tmp_path):
 def test_status_of_a_cache_says_how_far_an_interrupted_call_came(
     capsys, model, images, tmp_path, monkeypatch
 ):
-    def stop_at_first(*arguments, progress, **given):
-        def tell_and_stop(*counts):
-            progress(*counts)
-            if counts[0]:
-                raise KeyboardInterrupt
-
-        return whole(*arguments, progress=tell_and_stop, **given)
-
-    whole = precompute.precompute_depth
     folder, root = tmp_path / "images", tmp_path / "cache"
     shutil.copytree(images, folder)
     (folder / "bad.png").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
     words = ["--images", "images", "--model", str(model), "--cache", "cache", "--allow-failures"]
-    with monkeypatch.context() as patch:
-        patch.setattr(precompute, "precompute_depth", stop_at_first)
+    with depth_stopped_after_a_batch():
         assert invoke(["depth", *words, "--batch-size", "1"]) == 130
     monkeypatch.chdir("/")
     code, document = _run(capsys, "status", root)

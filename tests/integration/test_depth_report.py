@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from depthcache.stage_one import precompute
 from pipeline.cli import invoke
 from pipeline.errors import ExitCode
 from pipeline.runs.manifest import load_manifest, open_manifest
+from tests.integration.conftest import depth_stopped_after_a_batch
 
 
 @pytest.fixture
@@ -91,21 +91,10 @@ def test_calls_that_did_not_end_well_are_told_with_the_command_that_goes_on(
     words: list[str],
     model: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def stop_at_first(*arguments, progress, **given):
-        def tell_and_stop(*counts):
-            progress(*counts)
-            if counts[0]:
-                raise KeyboardInterrupt
-
-        return whole(*arguments, progress=tell_and_stop, **given)
-
-    whole = precompute.precompute_depth
-    monkeypatch.setattr(precompute, "precompute_depth", stop_at_first)
-    assert invoke([*words, "--batch-size", "1"]) == ExitCode.INTERRUPTED
-    monkeypatch.undo()
+    with depth_stopped_after_a_batch():
+        assert invoke([*words, "--batch-size", "1"]) == ExitCode.INTERRUPTED
     broken = shutil.copytree(model, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"cut")
     assert invoke([str(broken) if word == str(model) else word for word in words]) != 0

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.cli import invoke
-from pipeline.config import load_experiment
 from pipeline.errors import ExitCode, UsageError
 from pipeline.runs.manifest import locked_run, open_manifest
 from pipeline.runs.stages import refuse_other_experiment, run_train_stage, train_inputs
-from pipeline.synth import generate_dataset
 from segtrain.errors import CheckpointError
-from segtrain.run.experiment import Experiment
-
-CONFIG = "configs/demo/boxinst.py"
-Load = Callable[..., Experiment]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings that name two scenes as both splits."""
-    folder = tmp_path_factory.mktemp("scenes")
-    generate_dataset(folder, num_images=2, size=(64, 64), seed=3, workers=1)
-    return [
-        f"data.{split}_{kind}={folder / name}"
-        for split in ("train", "test")
-        for kind, name in (("json", "annotations.json"), ("images", "images"))
-    ]
-
-
-@pytest.fixture
-def load(files: list[str]) -> Load:
-    return lambda *settings: load_experiment(CONFIG, [*files, *settings])
+from tests.unit.pipeline.runs.conftest import CONFIG, Load
 
 
 @pytest.mark.parametrize("verb", ["train", "run"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,7 @@ from pipeline.errors import ExitCode, UsageError
 from pipeline.runs.demo_data import find_absent_demo_splits
 from pipeline.runs.manifest import open_manifest
 from pipeline.runs.start_checks import refuse_unusable_files
-from pipeline.synth import generate_dataset
-from segtrain.run.experiment import Experiment
-
-# Its absent data are made on the spot, unless the user names some.
-CONFIG = "configs/demo/boxinst.py"
-Load = Callable[..., Experiment]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings that name two scenes as both splits."""
-    folder = tmp_path_factory.mktemp("scenes")
-    generate_dataset(folder, num_images=2, size=(64, 64), seed=3, workers=1)
-    return [
-        f"data.{split}_{kind}={folder / name}"
-        for split in ("train", "test")
-        for kind, name in (("json", "annotations.json"), ("images", "images"))
-    ]
-
-
-@pytest.fixture
-def load(files: list[str]) -> Load:
-    return lambda *settings: load_experiment(CONFIG, [*files, *settings])
+from tests.unit.pipeline.runs.conftest import CONFIG, Load
 
 
 @pytest.mark.parametrize("setting", ["data.test_images=absent", "data.test_json=absent.json"])
